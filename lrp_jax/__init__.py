@@ -1,0 +1,42 @@
+"""Class-specific relevance maps for Vision Transformers, as pure JAX functions.
+
+Explaining: :func:`explain`, :func:`attention_signals`, :data:`METHODS`, :class:`Explanation`,
+:class:`AttentionSignals`, :class:`Model`.
+Models: :class:`ViT`, :class:`ViTConfig`, :func:`load`, :func:`save`, :func:`convert`.
+Rules: :class:`Rules`, :data:`GRADIENT`, :data:`CHEFER`.
+Pictures: :func:`read_image`, :func:`preprocess`, :func:`heatmaps`, :func:`overlay`, :func:`panel`.
+Data with known masks: :mod:`lrp_jax.datasets`.
+"""
+
+from lrp_jax import datasets
+from lrp_jax.attribution import METHODS, AttentionSignals, Explanation, Model, attention_signals, explain
+from lrp_jax.checkpoint import load, save
+from lrp_jax.convert import convert
+from lrp_jax.images import heatmaps, overlay, panel, preprocess, read_image
+from lrp_jax.rules import CHEFER, GRADIENT, Rules
+from lrp_jax.vit import ViT, ViTConfig
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CHEFER",
+    "GRADIENT",
+    "METHODS",
+    "AttentionSignals",
+    "Explanation",
+    "Model",
+    "Rules",
+    "ViT",
+    "ViTConfig",
+    "attention_signals",
+    "convert",
+    "datasets",
+    "explain",
+    "heatmaps",
+    "load",
+    "overlay",
+    "panel",
+    "preprocess",
+    "read_image",
+    "save",
+]

@@ -1,0 +1,228 @@
+"""The command line: ``lrp-jax``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import errno
+import itertools
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+import lrp_jax
+from lrp_jax.attribution import METHODS, explain
+from lrp_jax.checkpoint import load
+from lrp_jax.files import replacing
+from lrp_jax.images import crop, panel, preprocess, read_image
+from lrp_jax.rules import GRADIENT
+from lrp_jax.vit import Params, ViT, ViTConfig
+
+_EXAMPLES = Path(__file__).parent / "data" / "examples"
+
+_FAILED, _MISUSED, _INTERRUPTED = 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: the words after ``lrp-jax``; None: those of the process.
+
+    Returns:
+        The exit status: 0, everything asked for was done; 1, some images could not be explained (they are named on
+        standard error); 2, the command was wrong and nothing was done; 130, interrupted.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        return _explain_command(options)
+    except KeyboardInterrupt:
+        print("lrp-jax: interrupted; the panels listed or written so far are whole.", file=sys.stderr)
+        return _INTERRUPTED
+    except (OSError, ValueError) as error:
+        print(f"lrp-jax: error: {_one_line(error)}", file=sys.stderr)
+        return _MISUSED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lrp-jax", description="Class-specific relevance maps for Vision Transformers."
+    )
+    parser.add_argument("--version", action="version", version=f"lrp-jax {lrp_jax.__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    command = commands.add_parser(
+        "explain",
+        help="write a panel for each image: the image and a map for each class explained",
+        description="Write a panel for each image: the image and, for each class explained, the overlay of its map. "
+        "Without images, explains the example scenes that come with the package.",
+    )
+    command.add_argument("images", nargs="*", type=Path, metavar="IMAGE", help="a picture, or a folder of pictures")
+    command.add_argument("--model", default="demo", help="'demo' or the path of a checkpoint (default: demo)")
+    command.add_argument(
+        "--target",
+        action="append",
+        metavar="CLASS",
+        help="explain this class, by name or index; may be given several times (default: the most probable ones)",
+    )
+    command.add_argument(
+        "--top-k", type=_positive, default=2, metavar="K", help="explain the K most probable classes (default: 2)"
+    )
+    command.add_argument(
+        "--method", choices=list(METHODS), default="transformer_attribution", help="(default: %(default)s)"
+    )
+    command.add_argument(
+        "--start-layer", type=int, metavar="S", help="first block that enters the map (default: 0, all of them)"
+    )
+    command.add_argument(
+        "--output", type=Path, default=Path("lrp_jax_maps"), metavar="FOLDER", help="(default: %(default)s)"
+    )
+    command.add_argument("--npz", action="store_true", help="also write the raw maps of each image as .npz")
+    command.add_argument(
+        "--batch-size", type=_positive, default=8, metavar="B", help="images explained at once (default: 8)"
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text}")
+    return value
+
+
+def _explain_command(options: argparse.Namespace) -> int:
+    model, params = load(options.model)
+    run = _compiled(model, options)
+    paths = _pictures(options.images or [_EXAMPLES])
+    panels = _panels(paths, options.output)
+    size = min(options.batch_size, len(paths))
+    shape = (size, *model.config.image_shape)
+    jax.eval_shape(run, params, jax.ShapeDtypeStruct(shape, jnp.float32))  # the method's own word on its options
+    options.output.mkdir(parents=True, exist_ok=True)
+
+    table = Table("image", "class", "probability", "panel", box=None, pad_edge=False)
+    skipped = 0
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    columns = (TextColumn("explaining"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=errors, disable=len(paths) == size) as progress:
+        task = progress.add_task("", total=len(paths))
+        for start in range(0, len(paths), size):
+            pictures = {}
+            for path in paths[start : start + size]:
+                try:
+                    pictures[path] = crop(read_image(path), model.config)
+                except (OSError, ValueError) as error:
+                    skipped += 1
+                    errors.print(f"lrp-jax: skipped: {_one_line(error)}", markup=False)
+            if pictures:
+                images = np.zeros(shape, np.float32)  # every batch has one size, so that one compilation serves all
+                for b, picture in enumerate(pictures.values()):
+                    images[b] = preprocess(picture, model.config)
+                results = jax.tree.map(np.asarray, run(params, images))
+                for b, (path, picture) in enumerate(pictures.items()):
+                    result = {name: values[b] for name, values in results.items()}
+                    rows = _write(panels[path], picture, result, model.config, npz=options.npz)
+                    for k, row in enumerate(rows):
+                        table.add_row(*(("", *row, "") if k else (str(path), *row, str(panels[path]))))
+            progress.advance(task, min(size, len(paths) - start))
+    # A file or a pipe has no width.
+    Console(width=None if sys.stdout.isatty() else 10_000, highlight=False, markup=False).print(table)
+    if skipped:
+        print(f"lrp-jax: {skipped} of {len(paths)} images were skipped.", file=sys.stderr)
+    return _FAILED if skipped else 0
+
+
+def _compiled(model: ViT, options: argparse.Namespace) -> Callable[[Params, ArrayLike], dict[str, Array]]:
+    """The function from parameters and images to what is written for them."""
+    config = model.config
+    settings = {} if options.start_layer is None else {"start_layer": options.start_layer}
+    asked = None if options.target is None else np.array([_class_index(word, config) for word in options.target])
+    if options.top_k > config.num_classes:
+        raise ValueError(f"--top-k must be at most the model's {config.num_classes} classes, got {options.top_k}.")
+
+    @jax.jit
+    def run(params: Params, images: Array) -> dict[str, Array]:
+        if asked is None:
+            logits, _ = jax.vmap(lambda image: model.forward(params, image, None, GRADIENT))(images)
+            _, targets = jax.lax.top_k(logits, options.top_k)
+        else:
+            targets = jnp.broadcast_to(asked, (len(images), len(asked)))
+        explanation = explain(model, params, images, targets, method=options.method, **settings)
+        squash = jax.nn.sigmoid if config.multi_label else jax.nn.softmax
+        return dataclasses.asdict(explanation) | {"probabilities": squash(explanation.logits)}
+
+    return run
+
+
+def _write(
+    path: Path, picture: Image.Image, result: dict[str, np.ndarray], config: ViTConfig, *, npz: bool
+) -> list[tuple[str, str]]:
+    """Write the panel (and the raw maps) of one picture; the class and the probability of each map."""
+    names = [config.class_names[k] if config.class_names else f"class {k}" for k in result["targets"]]
+    chances = result["probabilities"][result["targets"]]
+    captions = [f"{name} {chance:.1%}" for name, chance in zip(names, chances, strict=True)]
+    with replacing(path) as temporary:
+        panel(picture, result["relevance"], captions).save(temporary)
+    if npz:
+        with replacing(path.with_suffix(".npz")) as temporary:
+            np.savez_compressed(temporary, allow_pickle=False, **result)
+    return [(name, f"{chance:.4f}") for name, chance in zip(names, chances, strict=True)]
+
+
+def _pictures(arguments: Sequence[Path]) -> list[Path]:
+    """The files named, and those in the folders named."""
+    paths = []
+    for argument in arguments:
+        if argument.is_dir():
+            known = Image.registered_extensions()
+            found = sorted(path for path in argument.iterdir() if path.suffix.lower() in known)
+            if not found:
+                raise ValueError(f"{argument}: the folder holds no pictures.")
+            paths += found
+        elif argument.exists():
+            paths.append(argument)
+        else:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(argument))
+    return list(dict.fromkeys(paths))
+
+
+def _panels(paths: Sequence[Path], folder: Path) -> dict[Path, Path]:
+    """Where the panel of each picture goes: no two to one place, and none onto a picture."""
+    panels = {}
+    taken = {path.resolve() for path in paths}
+    for path in paths:
+        candidates = (
+            folder / f"{path.stem}.explained{suffix}.png" for suffix in itertools.chain([""], itertools.count(2))
+        )
+        panels[path] = next(candidate for candidate in candidates if candidate.resolve() not in taken)
+        taken.add(panels[path].resolve())
+    return panels
+
+
+def _class_index(word: str, config: ViTConfig) -> int:
+    """The class of a name or an index."""
+    if word in config.class_names:
+        return config.class_names.index(word)
+    if word.isdecimal() and int(word) < config.num_classes:
+        return int(word)
+    close = difflib.get_close_matches(word, config.class_names, n=3)
+    names = f" or a class name ({', '.join(close or config.class_names[:3])}, ...)" if config.class_names else ""
+    raise ValueError(f"--target must be an index 0 to {config.num_classes - 1}{names}; got {word!r}.")
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())

@@ -1,0 +1,209 @@
+"""Images in, pictures out: preprocessing, heat maps and overlays.
+
+A picture is a ``PIL.Image``; an image is float32 ``[H, W, channels]``, normalised for a model.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+
+from lrp_jax.vit import ViTConfig
+
+_PANEL = 224  # smallest edge of each picture of a panel, in pixels
+_FONT = 15  # height of a caption's font, in pixels
+_MARGIN = 8
+
+# From none to most: matplotlib's inferno (Smith and van der Walt, CC0) at nine even places.
+_COLOURS = np.array(
+    [
+        [0, 0, 4],
+        [31, 12, 72],
+        [85, 15, 109],
+        [136, 34, 106],
+        [186, 54, 85],
+        [227, 89, 51],
+        [249, 140, 10],
+        [249, 201, 50],
+        [252, 255, 164],
+    ]
+)
+
+
+def read_image(path: str | os.PathLike[str]) -> Image.Image:
+    """Read a picture of any kind as upright RGB.
+
+    Grey, palette and 16-bit pictures become 8-bit RGB, what is transparent becomes white, and the rotation that a
+    camera noted in EXIF is applied.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The picture, mode RGB.
+
+    Raises:
+        OSError: there is no such file, or it cannot be read.
+        ValueError: it is no picture, is truncated or damaged, or has floating-point pixels.
+    """
+    with open(path, "rb") as file:
+        try:
+            opened = Image.open(file)
+            opened.load()
+            image: Image.Image = ImageOps.exif_transpose(opened)
+        except UnidentifiedImageError as error:
+            raise ValueError(f"{path} is not a picture of a known format.") from error
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise ValueError(f"{path} is a damaged picture: {error}") from error
+    if image.mode == "F":
+        raise ValueError(f"{path} has floating-point pixels, expected 8 or 16 bits.")
+    if image.mode.startswith("I"):  # 16 bits of grey
+        image = Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) // 257).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def crop(picture: Image.Image, config: ViTConfig) -> Image.Image:
+    """Resize and crop a picture to what the model sees of it.
+
+    Args:
+        picture: the picture.
+        config: of the model.
+
+    Returns:
+        The picture in ``config.image_size``, mode RGB, or L for a model of one channel.
+
+    Raises:
+        ValueError: the model has neither 1 nor 3 channels.
+    """
+    modes = {1: "L", 3: "RGB"}
+    if config.channels not in modes:
+        raise ValueError(f"a picture has 1 or 3 channels, the model expects {config.channels}.")
+    picture = picture.convert(modes[config.channels])
+    rows, cols, _ = config.image_shape
+    if isinstance(config.resize, tuple):
+        height, width = config.resize
+    else:
+        if config.resize is None:
+            scale = max(rows / picture.height, cols / picture.width)
+        else:
+            scale = config.resize / min(picture.height, picture.width)
+        height, width = max(rows, round(picture.height * scale)), max(cols, round(picture.width * scale))
+    if (width, height) != picture.size:
+        picture = picture.resize((width, height), Image.Resampling[config.interpolation.upper()])
+    top, left = (height - rows) // 2, (width - cols) // 2
+    return picture.crop((left, top, left + cols, top + rows))
+
+
+def preprocess(picture: Image.Image, config: ViTConfig) -> np.ndarray:
+    """Resize, crop and normalise a picture as a model expects it.
+
+    Args:
+        picture: the picture.
+        config: of the model.
+
+    Returns:
+        The image, float32 ``[H, W, channels]``.
+
+    Raises:
+        ValueError: the model has neither 1 nor 3 channels.
+    """
+    pixels = np.asarray(crop(picture, config), np.float32).reshape(config.image_shape) / 255
+    return (pixels - np.asarray(config.mean, np.float32)) / np.asarray(config.std, np.float32)
+
+
+def heatmaps(relevance: ArrayLike, size: tuple[int, int]) -> Array:
+    """Enlarge maps bilinearly, as the paper's evaluation does.
+
+    Args:
+        relevance: ``[..., rows, cols]``.
+        size: (H, W) in pixels.
+
+    Returns:
+        ``[..., H, W]``.
+
+    Raises:
+        ValueError: ``relevance`` has fewer than two axes, or ``size`` is not two positive numbers.
+    """
+    relevance = jnp.asarray(relevance)
+    if relevance.ndim < 2:
+        raise ValueError(f"relevance must be [..., rows, cols], got the shape {relevance.shape}.")
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"size must be (H, W), both at least 1, got {size}.")
+    return jax.image.resize(relevance, (*relevance.shape[:-2], *size), "bilinear", antialias=False)
+
+
+def overlay(picture: Image.Image, heatmap: ArrayLike) -> Image.Image:
+    """Lay a heat map over the grey form of its picture.
+
+    Args:
+        picture: the picture.
+        heatmap: ``[H, W]``, the size of the picture; its smallest value is drawn dark, its largest bright.
+
+    Returns:
+        The picture, mode RGB.
+
+    Raises:
+        ValueError: the sizes differ, or the heat map is not finite.
+    """
+    heat = np.asarray(heatmap, np.float64)
+    if heat.shape != (picture.height, picture.width):
+        raise ValueError(f"heatmap must be [H, W] = {(picture.height, picture.width)}, got the shape {heat.shape}.")
+    if not np.isfinite(heat).all():
+        raise ValueError("heatmap must be finite, got NaN or infinite values.")
+    heat = heat - heat.min()
+    heat = heat / (heat.max() or 1)
+    places = np.linspace(0, 1, len(_COLOURS))
+    colours = np.stack([np.interp(heat, places, channel) for channel in _COLOURS.T], axis=-1)
+    grey = np.asarray(picture.convert("L"), np.float64)[..., None]
+    return Image.fromarray((0.35 * grey + 0.65 * colours).round().astype(np.uint8))
+
+
+def panel(picture: Image.Image, maps: ArrayLike, captions: Sequence[str]) -> Image.Image:
+    """A picture and, beside it, the overlay of each of its maps with a caption.
+
+    Args:
+        picture: the picture, as the model sees it.
+        maps: ``[K, rows, cols]``.
+        captions: K lines.
+
+    Returns:
+        The panel, mode RGB, each picture of it enlarged to 224 pixels or more.
+
+    Raises:
+        ValueError: the numbers of maps and captions differ.
+    """
+    maps = np.asarray(maps)
+    if maps.ndim != 3 or len(maps) != len(captions):
+        raise ValueError(f"maps must be [K, rows, cols] for {len(captions)} captions, got the shape {maps.shape}.")
+    scale = max(1, _PANEL / min(picture.size))
+    picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC)
+    pictures = [picture, *(overlay(picture, heat) for heat in heatmaps(maps, (picture.height, picture.width)))]
+    font = ImageFont.load_default(_FONT)
+    step = picture.width + _MARGIN
+    out = Image.new("RGB", (_MARGIN + step * len(pictures), picture.height + 2 * (_MARGIN + _FONT)), "white")
+    draw = ImageDraw.Draw(out)
+    for k, (part, caption) in enumerate(zip(pictures, ["image", *captions], strict=True)):
+        left = _MARGIN + k * step
+        out.paste(part, (left, _MARGIN))
+        place = (left + picture.width / 2, picture.height + _MARGIN + _FONT)
+        draw.text(place, _shortened(caption, font, picture.width), fill="black", font=font, anchor="mm")
+    return out
+
+
+def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """The text, without its middle where it is wider than ``width`` pixels."""
+    shown, kept = text, len(text)
+    while kept > 2 and font.getlength(shown) > width:
+        kept -= 1
+        shown = f"{text[: kept // 2]}\u2026{text[len(text) - (kept + 1) // 2 :]}"
+    return shown

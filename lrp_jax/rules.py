@@ -1,0 +1,223 @@
+"""Relevance rules: operations whose backward pass carries relevance.
+
+A :class:`Rules` value holds the operations a Vision Transformer is made of. :data:`GRADIENT` holds the
+ordinary ones. Every other set holds the same operations, with the same values, and a ``jax.custom_vjp``
+whose backward pass turns the relevance ``R`` of the output into the relevance of the inputs. Run a model
+with a rule set and its vector-Jacobian product *is* relevance propagation; it batches, jits and shards
+like any other JAX function.
+
+Notation: ``x+ = max(x, 0)``, ``x- = min(x, 0)``. Parameters receive no relevance (a zero cotangent).
+The equations are those of Chefer, Gur and Wolf, *Transformer Interpretability Beyond Attention
+Visualization*, CVPR 2021 (arXiv 2012.09838), section 3, as their published code computes them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """A set of operations, each with one way to send relevance backward.
+
+    Attributes:
+        name: how the set is called in messages.
+        dense: ``(x [..., I], kernel [I, O], bias [O] or None) -> [..., O]``, ``x @ kernel + bias``.
+        patch_embed: the same for the flattened patches of an image, ``x`` in ``[patches, I]``.
+        matmul: ``(a [..., n, m], b [..., m, p]) -> [..., n, p]``, the product of two activations.
+        add: ``(a, b) -> a + b`` for two activations of one shape (a residual connection).
+        softmax: ``(x, scale) -> softmax(scale * x)`` over the last axis.
+        layer_norm: ``(x [..., D], scale [D], bias [D], epsilon) -> [..., D]``.
+        activation: ``(function, x) -> function(x)`` for an elementwise ``function``.
+    """
+
+    name: str
+    dense: Callable[[Array, Array, Array | None], Array]
+    patch_embed: Callable[[Array, Array, Array | None], Array]
+    matmul: Callable[[Array, Array], Array]
+    add: Callable[[Array, Array], Array]
+    softmax: Callable[[Array, float], Array]
+    layer_norm: Callable[[Array, Array, Array, float], Array]
+    activation: Callable[[Callable[[Array], Array], Array], Array]
+
+
+def safe_divide(a: Array, b: Array) -> Array:
+    """``a / (b + 1e-9)``, and 0 where ``b`` is 0."""
+    denominator = b + 1e-9
+    denominator = jnp.where(denominator == 0, 1e-9, denominator)
+    return jnp.where(b == 0, 0, a / denominator)
+
+
+# The ordinary operations.
+
+
+def _dense(x: Array, kernel: Array, bias: Array | None) -> Array:
+    y = x @ kernel
+    return y if bias is None else y + bias
+
+
+def _softmax(x: Array, scale: float) -> Array:
+    return jax.nn.softmax(x * scale, axis=-1)
+
+
+def _layer_norm(x: Array, scale: Array, bias: Array, epsilon: float) -> Array:
+    mean = x.mean(axis=-1, keepdims=True)
+    centred = x - mean
+    variance = (centred * centred).mean(axis=-1, keepdims=True)
+    return centred * jax.lax.rsqrt(variance + epsilon) * scale + bias
+
+
+def _activation(function: Callable[[Array], Array], x: Array) -> Array:
+    return function(x)
+
+
+# identity: R_x = R.
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _identity(function: Callable[..., Array], x: Array, *parameters: Any) -> Array:
+    return function(x, *parameters)
+
+
+def _identity_forward(function: Callable[..., Array], x: Array, *parameters: Any) -> tuple[Array, tuple[None, ...]]:
+    return function(x, *parameters), (None,) * len(parameters)
+
+
+def _identity_backward(_: Callable[..., Array], no_relevance: tuple[None, ...], r: Array) -> tuple[Any, ...]:
+    return r, *no_relevance
+
+
+_identity.defvjp(_identity_forward, _identity_backward)
+
+
+# dense, z-plus with both signs:
+#   Z = x+ w+ + x- w-,  S = R / Z,  R_x = x+ (S w+^T) + x- (S w-^T).
+# With x w at hand from the forward pass, Z = (x w + |x| |w|) / 2 and
+# R_x = (x (S w^T) + |x| (S |w|^T)) / 2 take three products where the plain form takes four.
+
+
+@jax.custom_vjp
+def _chefer_dense(x: Array, kernel: Array, bias: Array | None) -> Array:
+    return _dense(x, kernel, bias)
+
+
+def _chefer_dense_forward(x: Array, kernel: Array, bias: Array | None) -> tuple[Array, tuple[Array, ...]]:
+    product = x @ kernel
+    return (product if bias is None else product + bias), (x, kernel, product)
+
+
+def _chefer_dense_backward(residuals: tuple[Array, ...], r: Array) -> tuple[Array, None, None]:
+    x, kernel, product = residuals
+    magnitude = jnp.abs(kernel)
+    s = safe_divide(r, (product + jnp.abs(x) @ magnitude) / 2)
+    return (x * (s @ kernel.T) + jnp.abs(x) * (s @ magnitude.T)) / 2, None, None
+
+
+_chefer_dense.defvjp(_chefer_dense_forward, _chefer_dense_backward)
+
+
+# patch embedding, z^B with lo and hi the smallest and largest value of the image:
+#   Z = x w - lo w+ - hi w- + 1e-9,  S = R / Z,  R_x = x (S w^T) - lo (S w+^T) - hi (S w-^T).
+
+
+@jax.custom_vjp
+def _zb_patch_embed(x: Array, kernel: Array, bias: Array | None) -> Array:
+    return _dense(x, kernel, bias)
+
+
+def _zb_patch_embed_forward(x: Array, kernel: Array, bias: Array | None) -> tuple[Array, tuple[Array, ...]]:
+    product = x @ kernel
+    return (product if bias is None else product + bias), (x, kernel, product)
+
+
+def _zb_patch_embed_backward(residuals: tuple[Array, ...], r: Array) -> tuple[Array, None, None]:
+    x, kernel, product = residuals
+    lo, hi = x.min(), x.max()
+    positive, negative = jnp.maximum(kernel, 0), jnp.minimum(kernel, 0)
+    s = r / (product - lo * positive.sum(axis=0) - hi * negative.sum(axis=0) + 1e-9)
+    return x * (s @ kernel.T) - lo * (s @ positive.T) - hi * (s @ negative.T), None, None
+
+
+_zb_patch_embed.defvjp(_zb_patch_embed_forward, _zb_patch_embed_backward)
+
+
+# matmul of two activations, O = A B:  S = R / O,  R_A = A * (S B^T) / 2,  R_B = B * (A^T S) / 2.
+
+
+@jax.custom_vjp
+def _chefer_matmul(a: Array, b: Array) -> Array:
+    return a @ b
+
+
+def _chefer_matmul_forward(a: Array, b: Array) -> tuple[Array, tuple[Array, ...]]:
+    product = a @ b
+    return product, (a, b, product)
+
+
+def _chefer_matmul_backward(residuals: tuple[Array, ...], r: Array) -> tuple[Array, Array]:
+    a, b, product = residuals
+    s = safe_divide(r, product)
+    return a * (s @ b.mT) / 2, b * (a.mT @ s) / 2
+
+
+_chefer_matmul.defvjp(_chefer_matmul_forward, _chefer_matmul_backward)
+
+
+# add, z = a + b:  S = R / z, a' = a S, b' = b S, and R_a = a' |Sum a'| / (|Sum a'| + |Sum b'|) Sum R / Sum a',
+# R_b alike, with sums over all tokens and channels of the one example.
+
+
+@jax.custom_vjp
+def _chefer_add(a: Array, b: Array) -> Array:
+    return a + b
+
+
+def _chefer_add_forward(a: Array, b: Array) -> tuple[Array, tuple[Array, Array]]:
+    return a + b, (a, b)
+
+
+def _chefer_add_backward(residuals: tuple[Array, Array], r: Array) -> tuple[Array, Array]:
+    a, b = residuals
+    s = safe_divide(r, a + b)
+    a, b, total = a * s, b * s, r.sum()
+    a_sum, b_sum = a.sum(), b.sum()
+    weight = jnp.abs(a_sum) + jnp.abs(b_sum)
+    a_share = safe_divide(jnp.abs(a_sum), weight) * total
+    b_share = safe_divide(jnp.abs(b_sum), weight) * total
+    return a * safe_divide(a_share, a_sum), b * safe_divide(b_share, b_sum)
+
+
+_chefer_add.defvjp(_chefer_add_forward, _chefer_add_backward)
+
+
+#: The ordinary operations: the backward pass is the gradient.
+GRADIENT = Rules(
+    name="gradient",
+    dense=_dense,
+    patch_embed=_dense,
+    matmul=jnp.matmul,
+    add=jnp.add,
+    softmax=_softmax,
+    layer_norm=_layer_norm,
+    activation=_activation,
+)
+
+#: The rules of Chefer, Gur and Wolf (CVPR 2021): z-plus products, normalised residual additions and
+#: attention products, identity for layer norm, softmax and activations, z^B at the pixels.
+CHEFER = Rules(
+    name="chefer",
+    dense=_chefer_dense,
+    patch_embed=_zb_patch_embed,
+    matmul=_chefer_matmul,
+    add=_chefer_add,
+    softmax=partial(_identity, _softmax),
+    layer_norm=partial(_identity, _layer_norm),
+    activation=_identity,
+)

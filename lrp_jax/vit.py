@@ -1,0 +1,313 @@
+"""The Vision Transformer, as Flax (linen) modules, for one image.
+
+Layouts: image ``[H, W, channels]``, channels last; tokens ``[N, D]``, the class token first, then the
+patches row by row; attention ``[L, h, N, N]`` with L blocks, h heads, queries before keys. There is no
+batch axis: ``jax.vmap`` gives it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Literal, get_args
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from lrp_jax.rules import GRADIENT, Rules
+
+Params = Any
+Gelu = Literal["exact", "tanh"]
+Interpolation = Literal["bilinear", "bicubic", "lanczos", "nearest", "box"]
+
+
+def _exact_gelu(x: Array) -> Array:
+    # As torch computes it: jax.nn.gelu's erfc costs 2.5 times as much, to be exact relative to tiny values as well.
+    return 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5)))
+
+
+_GELU = {"exact": _exact_gelu, "tanh": jax.nn.gelu}
+
+# width, depth, heads, MLP width. S, B, L, H: Dosovitskiy et al. 2021 (arXiv 2010.11929), table 1, and Steiner
+# et al. 2021 (arXiv 2106.10270), table 2; Ti: Touvron et al. 2021 (arXiv 2012.12877), table 1.
+_VARIANTS = {
+    "Ti": (192, 12, 3, 768),
+    "S": (384, 12, 6, 1536),
+    "B": (768, 12, 12, 3072),
+    "L": (1024, 24, 16, 4096),
+    "H": (1280, 32, 16, 5120),
+}
+
+
+def _pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
+    """``value`` as (rows, columns)."""
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or not all(isinstance(v, int) and v > 0 for v in pair):
+        raise ValueError(f"{name} must be a positive int or a pair (rows, columns) of them, got {value!r}.")
+    return pair
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTConfig:
+    """Everything about a Vision Transformer but its weights. Hashable, so usable as a static argument.
+
+    Attributes:
+        image_size: pixels, ``int`` or (rows, columns).
+        patch_size: pixels, ``int`` or (rows, columns); divides ``image_size``.
+        channels: channels of the image.
+        width: channels D of a token.
+        depth: number of blocks L.
+        num_heads: attention heads h of a block; divides ``width``.
+        mlp_dim: hidden units of a block's MLP.
+        num_classes: logits C.
+        qkv_bias: whether the query, key and value projection has a bias.
+        gelu: ``"exact"`` (erf; torch and timm) or ``"tanh"`` (Google's JAX weights).
+        norm_epsilon: layer norm epsilon in the blocks.
+        final_norm_epsilon: layer norm epsilon before the head.
+        mean: of each channel (of one for all), for pixels in [0, 1]; ``(pixel - mean) / std`` enters the model.
+        std: likewise.
+        resize: before the crop: ``int``, pixels of the shorter edge (the aspect is kept); (rows, columns), exactly
+            (the aspect is not kept); None, the smallest size that covers ``image_size`` (the aspect is kept).
+        crop: whether the centre of ``image_size`` is then cut out.
+        interpolation: of the resize.
+        multi_label: whether the classes are independent (a sigmoid each) instead of exclusive (one softmax).
+        class_names: one per class, or empty.
+    """
+
+    image_size: int | tuple[int, int] = 224
+    patch_size: int | tuple[int, int] = 16
+    channels: int = 3
+    width: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_dim: int = 3072
+    num_classes: int = 1000
+    qkv_bias: bool = True
+    gelu: Gelu = "exact"
+    norm_epsilon: float = 1e-6
+    final_norm_epsilon: float = 1e-6
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.5,)
+    resize: int | tuple[int, int] | None = None
+    crop: bool = True
+    interpolation: Interpolation = "bicubic"
+    multi_label: bool = False
+    class_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        def fix(name: str, value: Any) -> None:
+            object.__setattr__(self, name, value)
+
+        for name in ("channels", "width", "depth", "num_heads", "mlp_dim", "num_classes"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a positive int, got {value!r}.")
+        for name in ("image_size", "patch_size"):
+            fix(name, _pair(name, getattr(self, name)))
+        rows, cols, _ = self.image_shape
+        p_rows, p_cols = _pair("patch_size", self.patch_size)
+        if rows % p_rows or cols % p_cols:
+            raise ValueError(f"patch_size {self.patch_size} must divide image_size {self.image_size}.")
+        if self.width % self.num_heads:
+            raise ValueError(f"num_heads ({self.num_heads}) must divide width ({self.width}).")
+        for name, choices in (("gelu", get_args(Gelu)), ("interpolation", get_args(Interpolation))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}.")
+        for name in ("mean", "std"):
+            values = tuple(float(v) for v in getattr(self, name))
+            if len(values) not in (1, self.channels) or not all(map(math.isfinite, values)):
+                raise ValueError(f"{name} must hold 1 or {self.channels} finite numbers, got {values}.")
+            fix(name, values)
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be positive, got {self.std}.")
+        for name in ("norm_epsilon", "final_norm_epsilon"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}.")
+        if isinstance(self.resize, int) and not self.resize >= max(rows, cols):
+            raise ValueError(f"resize ({self.resize}) must be at least the larger edge of image_size {(rows, cols)}.")
+        if isinstance(self.resize, (tuple, list)):
+            fix("resize", _pair("resize", self.resize))
+            if any(r < s for r, s in zip(self.resize, (rows, cols), strict=True)):
+                raise ValueError(f"resize {self.resize} must be at least image_size {(rows, cols)} in both directions.")
+        if not self.crop and self.resize != (rows, cols):
+            raise ValueError(f"without crop, resize must be image_size {(rows, cols)}, got {self.resize}.")
+        fix("class_names", tuple(map(str, self.class_names)))
+        if self.class_names and len(self.class_names) != self.num_classes:
+            raise ValueError(f"class_names must hold {self.num_classes} names or none, got {len(self.class_names)}.")
+
+    @classmethod
+    def from_variant(cls, variant: str, **fields: Any) -> ViTConfig:
+        """The configuration of a published size, e.g. ``"B/16"`` or ``"Ti/8"``.
+
+        Args:
+            variant: size (Ti, S, B, L or H), a slash, and the patch size in pixels.
+            **fields: any field of the configuration, overriding the variant's.
+
+        Returns:
+            The configuration.
+
+        Raises:
+            ValueError: the variant is unknown.
+        """
+        size, _, patch = variant.partition("/")
+        if size not in _VARIANTS or not patch.isdecimal() or int(patch) == 0:
+            raise ValueError(
+                f"variant must be one of {', '.join(_VARIANTS)}, a slash and a patch size, as in 'B/16'; "
+                f"got {variant!r}."
+            )
+        width, depth, num_heads, mlp_dim = _VARIANTS[size]
+        sizes: dict[str, Any] = {
+            "patch_size": int(patch),
+            "width": width,
+            "depth": depth,
+            "num_heads": num_heads,
+            "mlp_dim": mlp_dim,
+        }
+        return cls(**(sizes | fields))
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape of an image, (H, W, channels)."""
+        return *_pair("image_size", self.image_size), self.channels
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches in (rows, columns)."""
+        rows, cols, _ = self.image_shape
+        p_rows, p_cols = _pair("patch_size", self.patch_size)
+        return rows // p_rows, cols // p_cols
+
+
+class _Dense(nn.Module):
+    rules: Rules
+    features: int
+    use_bias: bool = True
+    rule: Literal["dense", "patch_embed"] = "dense"
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", nn.initializers.xavier_uniform(), (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
+        return getattr(self.rules, self.rule)(x, kernel, bias)
+
+
+class _LayerNorm(nn.Module):
+    rules: Rules
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        return self.rules.layer_norm(x, scale, bias, self.epsilon)
+
+
+class _Attention(nn.Module):
+    config: ViTConfig
+    rules: Rules
+
+    @nn.compact
+    def __call__(self, x: Array, taps: Array | None) -> tuple[Array, Array]:
+        n, width = x.shape
+        heads = self.config.num_heads
+        qkv = _Dense(self.rules, 3 * width, self.config.qkv_bias, name="qkv")(x)
+        q, k, v = qkv.reshape(n, 3, heads, width // heads).transpose(1, 2, 0, 3)  # each [h, N, D / h]
+        attention = self.rules.softmax(self.rules.matmul(q, k.mT), (width // heads) ** -0.5)
+        if taps is not None:
+            attention = attention + taps
+        x = self.rules.matmul(attention, v).transpose(1, 0, 2).reshape(n, width)
+        return _Dense(self.rules, width, name="proj")(x), attention
+
+
+class _Mlp(nn.Module):
+    config: ViTConfig
+    rules: Rules
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        h = _Dense(self.rules, self.config.mlp_dim, name="fc1")(x)
+        h = self.rules.activation(_GELU[self.config.gelu], h)
+        return _Dense(self.rules, x.shape[-1], name="fc2")(h)
+
+
+class _Block(nn.Module):
+    config: ViTConfig
+    rules: Rules
+
+    @nn.compact
+    def __call__(self, x: Array, taps: Array | None = None) -> tuple[Array, Array]:
+        epsilon = self.config.norm_epsilon
+        y, attention = _Attention(self.config, self.rules, name="attn")(
+            _LayerNorm(self.rules, epsilon, name="norm1")(x), taps
+        )
+        x = self.rules.add(x, y)
+        y = _Mlp(self.config, self.rules, name="mlp")(_LayerNorm(self.rules, epsilon, name="norm2")(x))
+        return self.rules.add(x, y), attention
+
+
+class ViT(nn.Module):
+    """A Vision Transformer (Dosovitskiy et al. 2021, arXiv 2010.11929) for one image.
+
+    Attributes:
+        config: the configuration.
+        rules: the rule set its backward pass follows.
+    """
+
+    config: ViTConfig
+    rules: Rules = GRADIENT
+
+    @nn.compact
+    def __call__(self, image: Array, taps: Array | None = None) -> tuple[Array, Array]:
+        """Classify one image.
+
+        Args:
+            image: ``[H, W, channels]``, normalised as the configuration says.
+            taps: ``[l, h, N, N]``, added to the attention of the last l blocks, or None. Pass zeros and
+                differentiate by them: their cotangent is the gradient, or the relevance, of that attention.
+
+        Returns:
+            Logits ``[C]`` and attention probabilities ``[L, h, N, N]``.
+        """
+        config, rules = self.config, self.rules
+        if image.shape != config.image_shape:
+            raise ValueError(f"an image must be [H, W, channels] = {config.image_shape}, got {image.shape}.")
+        rows, cols = config.grid
+        p_rows, p_cols = _pair("patch_size", config.patch_size)
+        patches = image.reshape(rows, p_rows, cols, p_cols, -1).transpose(0, 2, 1, 3, 4).reshape(rows * cols, -1)
+        x = _Dense(rules, config.width, rule="patch_embed", name="patch_embed")(patches)
+        normal = nn.initializers.normal(0.02)
+        cls_token = self.param("cls_token", normal, (1, config.width))
+        x = jnp.concatenate([cls_token.astype(x.dtype), x])
+        x = rules.add(x, self.param("pos_embed", normal, x.shape).astype(x.dtype))
+
+        block = _Block(config, rules, parent=None)
+
+        def init_blocks(key: Array) -> Params:
+            return jax.vmap(lambda k: block.init(k, x)["params"])(jax.random.split(key, config.depth))
+
+        blocks = self.param("blocks", init_blocks)  # stacked along a first axis
+        untapped = config.depth - (0 if taps is None else len(taps))
+        attention: list[Array] = []
+        for layer in range(config.depth):
+            params = jax.tree.map(lambda p, layer=layer: p[layer], blocks)
+            tap = None if taps is None or layer < untapped else taps[layer - untapped]
+            x, block_attention = block.apply({"params": params}, x, tap)
+            attention.append(block_attention)  # type: ignore[arg-type]
+
+        x = _LayerNorm(rules, config.final_norm_epsilon, name="norm")(x)
+        self.sow("intermediates", "tokens", x)  # for training: each token as the head would see it
+        logits = _Dense(rules, config.num_classes, name="head")(x[0])
+        return logits, jnp.stack(attention)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches in (rows, columns); the last rows * columns tokens, row by row."""
+        return self.config.grid
+
+    @nn.nowrap
+    def forward(self, params: Params, image: Array, taps: Array | None, rules: Rules) -> tuple[Array, Array]:
+        """The model as the pure function that :mod:`lrp_jax.attribution` explains; see ``__call__``."""
+        return self.clone(rules=rules).apply({"params": params}, image, taps)  # type: ignore[return-value]
