@@ -110,6 +110,8 @@ def _explain_command(options: argparse.Namespace) -> int:
     size = min(options.batch_size, len(paths))
     shape = (size, *model.config.image_shape)
     jax.eval_shape(run, params, jax.ShapeDtypeStruct(shape, jnp.float32))  # the method's own word on its options
+    if options.output.exists() and not options.output.is_dir():
+        raise ValueError(f"--output must be a folder, {options.output} is a file.")
     options.output.mkdir(parents=True, exist_ok=True)
 
     table = Table("image", "class", "probability", "panel", box=None, pad_edge=False)
@@ -204,7 +206,7 @@ def _panels(paths: Sequence[Path], folder: Path) -> dict[Path, Path]:
     taken = {path.resolve() for path in paths}
     for path in paths:
         candidates = (
-            folder / f"{path.stem}.explained{suffix}.png" for suffix in itertools.chain([""], itertools.count(2))
+            folder / f"{path.stem}.explained{suffix}.png" for suffix in itertools.chain([""], itertools.count(-2, -1))
         )
         panels[path] = next(candidate for candidate in candidates if candidate.resolve() not in taken)
         taken.add(panels[path].resolve())

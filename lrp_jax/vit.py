@@ -189,8 +189,8 @@ class _Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        kernel = self.param("kernel", nn.initializers.xavier_uniform(), (x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
+        kernel = self.param("kernel", nn.initializers.xavier_uniform(), (x.shape[-1], self.features), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32) if self.use_bias else None
         return getattr(self.rules, self.rule)(x, kernel, bias)
 
 
@@ -200,8 +200,8 @@ class _LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
-        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
         return self.rules.layer_norm(x, scale, bias, self.epsilon)
 
 
@@ -279,28 +279,34 @@ class ViT(nn.Module):
         patches = image.reshape(rows, p_rows, cols, p_cols, -1).transpose(0, 2, 1, 3, 4).reshape(rows * cols, -1)
         x = _Dense(rules, config.width, rule="patch_embed", name="patch_embed")(patches)
         normal = nn.initializers.normal(0.02)
-        cls_token = self.param("cls_token", normal, (1, config.width))
+        cls_token = self.param("cls_token", normal, (1, config.width), jnp.float32)
         x = jnp.concatenate([cls_token.astype(x.dtype), x])
-        x = rules.add(x, self.param("pos_embed", normal, x.shape).astype(x.dtype))
+        x = rules.add(x, self.param("pos_embed", normal, x.shape, jnp.float32).astype(x.dtype))
 
+        # The blocks' parameters are stacked along a first axis, and one compiled block runs over them.
         block = _Block(config, rules, parent=None)
 
         def init_blocks(key: Array) -> Params:
-            return jax.vmap(lambda k: block.init(k, x)["params"])(jax.random.split(key, config.depth))
+            tokens = jnp.zeros(x.shape, jnp.float32)
+            return jax.vmap(lambda k: block.init(k, tokens)["params"])(jax.random.split(key, config.depth))
 
-        blocks = self.param("blocks", init_blocks)  # stacked along a first axis
-        untapped = config.depth - (0 if taps is None else len(taps))
-        attention: list[Array] = []
-        for layer in range(config.depth):
-            params = jax.tree.map(lambda p, layer=layer: p[layer], blocks)
-            tap = None if taps is None or layer < untapped else taps[layer - untapped]
-            x, block_attention = block.apply({"params": params}, x, tap)
-            attention.append(block_attention)  # type: ignore[arg-type]
+        def step(x: Array, inputs: tuple[Params, Array | None]) -> tuple[Array, Array]:
+            params, taps = inputs
+            return block.apply({"params": params}, x, taps)  # type: ignore[return-value]
+
+        blocks = self.param("blocks", init_blocks)
+        first_tapped = config.depth - (0 if taps is None else len(taps))
+        attention = []
+        for start, stop, part_taps in ((0, first_tapped, None), (first_tapped, config.depth, taps)):
+            if start < stop:
+                part = jax.tree.map(lambda p, start=start, stop=stop: p[start:stop], blocks)
+                x, part_attention = jax.lax.scan(step, x, (part, part_taps))
+                attention.append(part_attention)
 
         x = _LayerNorm(rules, config.final_norm_epsilon, name="norm")(x)
         self.sow("intermediates", "tokens", x)  # for training: each token as the head would see it
         logits = _Dense(rules, config.num_classes, name="head")(x[0])
-        return logits, jnp.stack(attention)
+        return logits, jnp.concatenate(attention)
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -1,0 +1,40 @@
+"""Habits of the public interface."""
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+import lrp_jax
+from lrp_jax.attribution import METHODS
+
+ROOT = Path(__file__).parent.parent
+FUNCTIONS = {name: getattr(lrp_jax, name) for name in lrp_jax.__all__ if inspect.isfunction(getattr(lrp_jax, name))}
+
+
+@pytest.mark.parametrize("function", [*FUNCTIONS.values(), *METHODS.values()], ids=lambda f: f.__name__)
+def test_options_are_keyword_only_and_everything_is_annotated(function):
+    signature = inspect.signature(function)
+    assert signature.return_annotation is not signature.empty
+    for parameter in signature.parameters.values():
+        assert parameter.annotation is not parameter.empty
+        if parameter.default not in (parameter.empty, None):
+            assert parameter.kind is parameter.KEYWORD_ONLY, parameter
+
+
+@pytest.mark.parametrize("name", lrp_jax.__all__)
+def test_public_names_are_documented(name):
+    assert inspect.getdoc(getattr(lrp_jax, name))
+
+
+@pytest.mark.parametrize("module", ["rules", "attribution"])
+def test_rules_and_attribution_know_nothing_of_flax(module):
+    source = (Path(lrp_jax.__file__).parent / f"{module}.py").read_text()
+    assert not re.search(r"^\s*(import|from) (flax|lrp_jax\.(vit|checkpoint|convert))", source, re.MULTILINE)
+
+
+def test_continuous_integration_runs_the_command_of_the_readme():
+    readme, ci = (ROOT / "README.md").read_text(), (ROOT / ".ci" / "run").read_text()
+    (command,) = re.findall(r"^pip install .*pytest.*$", readme, re.MULTILINE)
+    assert command in ci.splitlines()

@@ -1,0 +1,244 @@
+"""Maps: parity with the authors' code, batches, transforms, bad input."""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import relative_error
+
+import lrp_jax
+from lrp_jax.attribution import METHODS
+
+CASES = range(6)
+
+
+def small_model(dtype=jnp.float64, **fields):
+    config = lrp_jax.ViTConfig(
+        **{"image_size": 16, "patch_size": 4, "width": 16, "depth": 3, "num_heads": 2, "mlp_dim": 32, "num_classes": 5}
+        | fields
+    )
+    model = lrp_jax.ViT(config)
+    params = jax.jit(model.init)(jax.random.key(1), jnp.zeros(config.image_shape, jnp.float32))["params"]
+    # Larger than initialised, for logits and attention that vary.
+    return model, jax.tree.map(lambda p: (p * 2).astype(dtype), params)
+
+
+def small_images(n, dtype=jnp.float64, shape=(16, 16, 3)):
+    return jax.random.normal(jax.random.key(2), (n, *shape), dtype)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_signals_equal_the_authors(golden, golden_model, golden_images, case):
+    expected = {k.removeprefix(f"case{case}/"): v for k, v in golden.items() if k.startswith(f"case{case}/")}
+    image, target = golden_images[expected["image"]], expected["target"]
+    signals = lrp_jax.attention_signals(*golden_model, image[None], target[None])
+    assert relative_error(signals.logits[0], expected["logits"]) <= 1e-12
+    for layer in range(len(expected["attention"])):
+        assert relative_error(signals.attention[0, layer], expected["attention"][layer]) <= 1e-12
+        assert relative_error(signals.gradient[0, 0, layer], expected["attention_gradient"][layer]) <= 1e-12
+        assert relative_error(signals.relevance[0, 0, layer], expected["attention_relevance"][layer]) <= 1e-5
+
+
+@pytest.mark.parametrize("start_layer", [0, 1])
+@pytest.mark.parametrize("case", CASES)
+def test_map_equals_the_authors(golden, golden_model, golden_images, case, start_layer):
+    image, target = golden_images[golden[f"case{case}/image"]], golden[f"case{case}/target"]
+    explanation = lrp_jax.explain(*golden_model, image[None], target[None], start_layer=start_layer)
+    expected = golden[f"case{case}/transformer_attribution/start_layer_{start_layer}"]
+    assert relative_error(explanation.relevance[0, 0].ravel(), expected) <= 1e-5
+
+
+def test_map_is_the_rollout_of_the_signals():
+    """The class token's row of the product, against the product of whole matrices."""
+    model, params = small_model()
+    images = small_images(1)
+    signals = lrp_jax.attention_signals(model, params, images, jnp.array([3]))
+    weighted = np.maximum(np.asarray(signals.gradient * signals.relevance)[0, 0], 0).mean(axis=1)
+    for start_layer in range(3):
+        rollout = np.eye(17)
+        for layer in range(start_layer, 3):
+            rollout = (np.eye(17) + weighted[layer]) @ rollout
+        explanation = lrp_jax.explain(model, params, images, jnp.array([3]), start_layer=start_layer)
+        np.testing.assert_allclose(explanation.relevance[0, 0].ravel(), rollout[0, 1:], rtol=1e-10)
+
+
+def test_gradient_equals_finite_differences():
+    model, params = small_model()
+    image = small_images(1)[0]
+    signals = lrp_jax.attention_signals(model, params, image[None], jnp.array([2]))
+    taps = np.zeros(signals.attention.shape[1:])
+    for place in [(0, 0, 0, 3), (1, 1, 5, 2), (2, 0, 0, 7)]:
+        taps[place] = 1e-5
+        above, below = (model.forward(params, image, jnp.asarray(s * taps), lrp_jax.GRADIENT)[0] for s in (1, -1))
+        np.testing.assert_allclose(signals.gradient[0, 0][place], (above - below)[2] / 2e-5, rtol=1e-5, atol=1e-9)
+        taps[place] = 0
+
+
+def test_batch_equals_single():
+    model, params = small_model()
+    images = small_images(8)
+    targets = jax.random.randint(jax.random.key(3), (8, 3), 0, 5)
+    batch = lrp_jax.explain(model, params, images, targets)
+    chex.assert_shape(batch.relevance, (8, 3, 4, 4))
+    largest = jnp.abs(batch.relevance).max()
+    assert largest > 0
+    for b in range(8):
+        for k in range(3):
+            single = lrp_jax.explain(model, params, images[b : b + 1], targets[b : b + 1, k])
+            assert jnp.abs(single.relevance[0, 0] - batch.relevance[b, k]).max() <= 1e-10 * largest
+            chex.assert_trees_all_close(single.logits[0], batch.logits[b], rtol=1e-12)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_inside_the_callers_transforms(method):
+    model, params = small_model()
+    images, targets = small_images(4), jnp.array([[0, 1], [2, 3], [4, 0], [1, 2]])
+    expected = lrp_jax.explain(model, params, images, targets, method=method)
+
+    def explain(params, images, targets):
+        return lrp_jax.explain(model, params, images, targets, method=method)
+
+    chex.assert_trees_all_close(jax.jit(explain)(params, images, targets), expected, rtol=1e-10)
+    by_pairs = jax.vmap(explain, in_axes=(None, 0, 0))(
+        params, images.reshape(2, 2, 16, 16, 3), targets.reshape(2, 2, 2)
+    )
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), by_pairs)
+    chex.assert_trees_all_close(flat, expected, rtol=1e-10)
+
+
+def test_predicted_class_is_the_default():
+    model, params = small_model()
+    images = small_images(3)
+    explanation = lrp_jax.explain(model, params, images)
+    np.testing.assert_array_equal(explanation.targets[:, 0], explanation.logits.argmax(axis=-1))
+    chex.assert_trees_all_close(explanation, lrp_jax.explain(model, params, images, explanation.targets))
+
+
+def test_one_trace_for_repeated_calls():
+    @dataclasses.dataclass(frozen=True)
+    class Counting:
+        model: lrp_jax.ViT
+        traces: list = dataclasses.field(default_factory=list, compare=False)
+
+        @property
+        def grid(self):
+            return self.model.grid
+
+        def forward(self, *arguments):
+            self.traces.append(1)
+            return self.model.forward(*arguments)
+
+    model, params = small_model()
+    counting = Counting(model)
+    lrp_jax.explain(counting, params, small_images(2), jnp.array([1, 2]))
+    first = len(counting.traces)
+    assert first > 0
+    for seed in range(3):
+        images = jax.random.normal(jax.random.key(seed), (2, 16, 16, 3), jnp.float64)
+        lrp_jax.explain(counting, params, images, np.array([seed, 0]))
+    assert len(counting.traces) == first
+
+
+def test_float32_stays_float32():
+    model, params = small_model(jnp.float32)
+    images = small_images(2, jnp.float32)
+    explanation = lrp_jax.explain(model, params, images)
+    assert explanation.relevance.dtype == explanation.logits.dtype == jnp.float32
+    exact = lrp_jax.explain(model, *jax.tree.map(lambda x: x.astype(jnp.float64), (params, images)))
+    assert relative_error(explanation.logits, exact.logits) < 1e-5
+
+
+def test_rectangular_images_and_patches():
+    model, params = small_model(image_size=(12, 20), patch_size=(3, 5), channels=1)
+    images = small_images(2, shape=(12, 20, 1))
+    explanation = lrp_jax.explain(model, params, images)
+    chex.assert_shape(explanation.relevance, (2, 1, 4, 4))
+    # A patch that nothing attends to would be 0: each has its place in the row.
+    signals = lrp_jax.attention_signals(model, params, images)
+    chex.assert_shape(signals.relevance, (2, 1, 3, 2, 17, 17))
+
+
+def test_relevance_lies_where_the_patch_is():
+    """Rows and columns are not swapped: only one patch differs from an otherwise empty grid."""
+    model, params = small_model(image_size=(8, 16), patch_size=4)
+    params["pos_embed"] = params["pos_embed"] * 0
+    images = jnp.zeros((1, 8, 16, 3), jnp.float64).at[0, 4:8, 8:12].set(3.0)
+    relevance = lrp_jax.explain(model, params, images).relevance[0, 0]
+    others = np.delete(relevance.ravel(), 6)
+    assert np.ptp(others) <= 1e-9 * np.abs(relevance).max()
+    assert abs(relevance[1, 2] - others[0]) > 1e-3 * np.abs(relevance).max()
+
+
+def test_any_pure_function_can_be_explained():
+    """A model without Flax: one attention layer between two products."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Plain:
+        grid: tuple[int, int] = (2, 2)
+
+        def forward(self, params, image, taps, rules):
+            x = rules.dense(image.reshape(4, 3), params["in"], None)
+            x = jnp.concatenate([params["cls"], x])
+            attention = rules.softmax(rules.matmul(x, x.T), 1.0)[None]
+            if taps is not None:
+                attention = attention + taps[0]
+            x = rules.add(x, rules.matmul(attention[0], x))
+            return rules.dense(x[0], params["out"], None), attention[None]
+
+    keys = jax.random.split(jax.random.key(0), 4)
+    params = {
+        "in": jax.random.normal(keys[0], (3, 6), jnp.float64),
+        "cls": jax.random.normal(keys[1], (1, 6), jnp.float64),
+        "out": jax.random.normal(keys[2], (6, 5), jnp.float64),
+    }
+    images = jax.random.normal(keys[3], (2, 2, 2, 3), jnp.float64)
+    explanation = lrp_jax.explain(Plain(), params, images, jnp.array([[0, 1], [2, 3]]))
+    chex.assert_shape(explanation.relevance, (2, 2, 2, 2))
+    chex.assert_tree_all_finite(explanation)
+
+
+@pytest.mark.slow
+def test_maps_of_the_demo_model_are_specific_to_the_class(demo):
+    """On held-out scenes, the mass that falls on either digit falls on the one that was asked for."""
+    model, params = demo
+    scenes = lrp_jax.datasets.digit_scenes(200, seed=1, split="test")
+    explain = jax.jit(lambda images, targets: lrp_jax.explain(model, params, images, targets).relevance)
+    maps = np.concatenate([explain(scenes.images[i : i + 50], scenes.labels[i : i + 50]) for i in range(0, 200, 50)])
+    patches = scenes.masks.reshape(200, 2, 8, 8, 8, 8).any(axis=(3, 5))  # dilated to the patch grid
+    on_asked = (maps * patches).sum(axis=(2, 3))
+    on_other = (maps * patches[:, ::-1]).sum(axis=(2, 3))
+    share = on_asked / (on_asked + on_other)
+    print("share on the asked digit, first and second:", share.mean(axis=0))
+    assert (share.mean(axis=0) >= 0.7).all()
+
+
+class TestBadInput:
+    images = np.zeros((2, 16, 16, 3), np.float32)
+
+    @pytest.mark.parametrize(
+        ("arguments", "options", "message"),
+        [
+            ((images[0],), {}, r"\[B, H, W, channels\], got the shape \(16, 16, 3\)"),
+            ((images.astype(np.uint8),), {}, "float32 or float64, .*got uint8"),
+            ((images.astype(np.float16),), {}, "got float16"),
+            ((images[:, :8],), {}, r"\(16, 16, 3\), got \(8, 16, 3\)"),
+            ((images * np.nan,), {}, "finite, got NaN"),
+            ((images, [0, 5]), {}, r"0 to 4, got \[0, 5\]"),
+            ((images, [-1, 0]), {}, "0 to 4"),
+            ((images, [0.0, 1.0]), {}, "integers.*got float"),
+            ((images, [0]), {}, r"2 images.*got the shape \(1,\)"),
+            ((images, np.zeros((2, 0), int)), {}, "at least 1"),
+            ((images, 3), {}, r"got the shape \(\)"),
+            ((images,), {"method": "gradcam"}, "transformer_attribution; got 'gradcam'"),
+            ((images,), {"layer": 1}, "takes the options start_layer; got 'layer'"),
+            ((images,), {"start_layer": 3}, "0 to 2; got 3"),
+            ((images,), {"start_layer": -1}, "0 to 2; got -1"),
+        ],
+    )
+    def test_is_named(self, arguments, options, message):
+        model, params = small_model(jnp.float32)
+        with pytest.raises(ValueError, match=message):
+            lrp_jax.explain(model, params, *arguments, **options)

@@ -1,0 +1,155 @@
+"""The command line, as a shell sees it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import lrp_jax
+from lrp_jax import cli
+
+EXAMPLES = Path(lrp_jax.__file__).parent / "data" / "examples"
+SCENE = EXAMPLES / "scene-1.png"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Run a command in an empty folder: exit status, standard output, standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        try:
+            status = cli.main(["explain", *map(str, words)])
+        except SystemExit as end:
+            status = end.code
+        return (status, *capsys.readouterr())
+
+    return run
+
+
+def names(folder):
+    return sorted(path.name for path in Path(folder).iterdir())
+
+
+def test_without_images_the_examples_are_explained(run):
+    status, out, _ = run()
+    assert status == 0
+    assert names("lrp_jax_maps") == [f"scene-{i}.explained.png" for i in range(1, 5)]
+    assert out.count("lrp_jax_maps/scene-") == 4
+    assert len(out.splitlines()) == 1 + 4 * 2
+    with Image.open("lrp_jax_maps/scene-1.explained.png") as panel:
+        assert panel.width > 3 * 224
+        assert np.ptp(np.asarray(panel)[20:200, 250:450]) > 100
+
+
+def test_raw_maps_are_those_of_explain(run, demo):
+    status, out, _ = run(
+        SCENE, "--target", "seven", "--target", "0", "--npz", "--output", "new/maps", "--start-layer", 1
+    )
+    assert status == 0
+    assert names("new/maps") == ["scene-1.explained.npz", "scene-1.explained.png"]
+    model, params = demo
+    image = lrp_jax.preprocess(lrp_jax.read_image(SCENE), model.config)
+    expected = lrp_jax.explain(model, params, image[None], np.array([[7, 0]]), start_layer=1)
+    with np.load("new/maps/scene-1.explained.npz") as raw:
+        np.testing.assert_array_equal(raw["targets"], [7, 0])
+        np.testing.assert_allclose(raw["relevance"], expected.relevance[0], rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(raw["logits"], expected.logits[0], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(raw["probabilities"], 1 / (1 + np.exp(-raw["logits"])), rtol=1e-5)
+        for name, k in (("seven", 7), ("zero", 0)):
+            assert f"{name}" in out
+            assert f"{raw['probabilities'][k]:.4f}" in out
+
+
+def test_many_images_in_batches(run, tmp_path):
+    """Uneven batches, a folder, equal names, pictures of other sizes and modes; one result each."""
+    scene = lrp_jax.read_image(SCENE)
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        scene.save(tmp_path / folder / "scene.png")
+    (tmp_path / "a" / "notes.txt").write_text("not a picture")
+    scene.resize((100, 80)).convert("L").save(tmp_path / "a" / "grey.jpg")
+    status, out, err = run("a", "b/scene.png", SCENE, "--batch-size", 3, "--npz", "--top-k", 3)
+    assert status == 0
+    assert "4/4" in err
+    assert names("lrp_jax_maps") == sorted(
+        f"{stem}.{suffix}"
+        for stem in ("grey.explained", "scene.explained", "scene.explained-2", "scene-1.explained")
+        for suffix in ("png", "npz")
+    )
+    maps = [np.load(f"lrp_jax_maps/{stem}.npz")["relevance"] for stem in ("scene.explained", "scene-1.explained")]
+    np.testing.assert_allclose(*maps, rtol=1e-3, atol=1e-6)
+    assert len(out.splitlines()) == 1 + 4 * 3
+
+
+def test_damaged_images_are_skipped_and_named(run, tmp_path):
+    (tmp_path / "cut.png").write_bytes(SCENE.read_bytes()[:2000])
+    (tmp_path / "text.png").write_text("no picture")
+    status, out, err = run("cut.png", SCENE, "text.png")
+    assert status == 1
+    assert "skipped: cut.png is a damaged picture" in err
+    assert "skipped: text.png is not a picture" in err
+    assert "2 of 3 images were skipped" in err
+    assert names("lrp_jax_maps") == ["scene-1.explained.png"]
+    assert "scene-1.explained.png" in out
+
+
+def test_inputs_are_never_overwritten(run, tmp_path):
+    taken = tmp_path / "scene.explained.png"
+    for path in (taken, tmp_path / "scene.png"):
+        lrp_jax.read_image(SCENE).save(path)
+    before = taken.read_bytes()
+    status, _, _ = run("scene.png", "scene.explained.png", "--output", ".")
+    assert status == 0
+    assert taken.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["none.png"], "none.png: No such file or directory"),
+        (["--model", "none.safetensors"], "none.safetensors: No such file or directory"),
+        (["--model", SCENE], "scene-1.png is not a readable .safetensors file"),
+        (["--target", "10"], "index 0 to 9 or a class name (zero, one, two, ...); got '10'"),
+        (["--target", "sevn"], "or a class name (seven, ...); got 'sevn'"),
+        (["--top-k", "11"], "at most the model's 10 classes, got 11"),
+        (["--top-k", "0"], "expected a number of at least 1, got 0"),
+        (["--top-k", "many"], "invalid"),
+        (["--method", "gradcam"], "invalid choice: 'gradcam'"),
+        (["--start-layer", "6"], "start_layer must be a block, 0 to 5; got 6"),
+        (["--batch-size", "-1"], "expected a number of at least 1, got -1"),
+        (["--output", SCENE], "--output must be a folder"),
+        (["empty"], "empty: the folder holds no pictures"),
+        (["--colour"], "unrecognized arguments: --colour"),
+    ],
+)
+def test_wrong_commands(run, tmp_path, words, message):
+    (tmp_path / "empty").mkdir()
+    status, out, err = run(*words)
+    assert status == 2
+    assert message in err
+    assert "Traceback" not in err
+    assert not out
+    assert names(tmp_path) == ["empty"]
+
+
+def test_interruption(run, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "panel", interrupt)
+    status, _, err = run(SCENE)
+    assert status == 130
+    assert "interrupted" in err
+    assert names("lrp_jax_maps") == []
+
+
+def test_installed_command():
+    """The console script, in a process of its own."""
+    command = Path(sys.executable).with_name("lrp-jax")
+    result = subprocess.run([command, "--version"], capture_output=True, text=True, check=True, env=dict(os.environ))
+    assert result.stdout.strip() == f"lrp-jax {lrp_jax.__version__}"

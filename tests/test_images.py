@@ -1,0 +1,174 @@
+"""Pictures of every kind, in and out."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import lrp_jax
+from lrp_jax.images import crop
+
+
+@pytest.fixture
+def pixels():
+    return np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+
+
+def read_back(path, image, **options):
+    image.save(path, **options)
+    return np.asarray(lrp_jax.read_image(path))
+
+
+def test_rgb_is_kept(tmp_path, pixels):
+    np.testing.assert_array_equal(read_back(tmp_path / "a.png", Image.fromarray(pixels)), pixels)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "LA", "CMYK", "YCbCr", "I", "I;16"])
+def test_modes_become_rgb(tmp_path, mode):
+    grey = Image.fromarray(np.tile(np.array([0, 255], np.uint8), (4, 2)))
+    image = grey.convert(mode) if mode != "I;16" else Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    if mode == "I":
+        image = Image.fromarray(np.asarray(grey).astype(np.int32) * 257)
+    suffix = ".tif" if mode in ("CMYK", "YCbCr", "I") else ".png"
+    actual = read_back(tmp_path / f"a{suffix}", image)
+    assert actual.shape == (4, 4, 3)
+    np.testing.assert_allclose(actual, np.asarray(grey)[..., None].repeat(3, axis=2), atol=1)
+
+
+def test_sixteen_bits_keep_their_grey_levels(tmp_path):
+    values = np.array([[0, 257, 32896, 65535]], np.uint16)
+    actual = read_back(tmp_path / "a.png", Image.fromarray(values))
+    np.testing.assert_array_equal(actual[..., 0], [[0, 1, 128, 255]])
+
+
+def test_transparency_becomes_white(tmp_path):
+    rgba = np.zeros((2, 2, 4), np.uint8)
+    rgba[0, :, 3] = 255  # the upper row is black, the lower one is not there
+    expected = [[[0] * 3] * 2, [[255] * 3] * 2]
+    np.testing.assert_array_equal(read_back(tmp_path / "a.png", Image.fromarray(rgba)), expected)
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([10, 20, 30, 200, 100, 0])
+    palette.putpixel((1, 0), 1)
+    actual = read_back(tmp_path / "b.png", palette, transparency=1)
+    np.testing.assert_array_equal(actual, [[[10, 20, 30], [255, 255, 255]]])
+
+
+def test_exif_rotation_is_applied(tmp_path, pixels):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
+    actual = read_back(tmp_path / "a.png", Image.fromarray(pixels), exif=exif)
+    np.testing.assert_array_equal(actual, np.rot90(pixels, -1))
+
+
+def test_unreadable_files(tmp_path, pixels):
+    with pytest.raises(FileNotFoundError):
+        lrp_jax.read_image(tmp_path / "none.png")
+    with pytest.raises(IsADirectoryError):
+        lrp_jax.read_image(tmp_path)
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(ValueError, match=r"text\.png is not a picture"):
+        lrp_jax.read_image(tmp_path / "text.png")
+    (tmp_path / "empty.png").touch()
+    with pytest.raises(ValueError, match=r"empty\.png is not a picture"):
+        lrp_jax.read_image(tmp_path / "empty.png")
+    for suffix in ("png", "jpg", "gif", "tif"):
+        path = tmp_path / f"cut.{suffix}"
+        Image.fromarray(pixels).save(path)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with pytest.raises(ValueError, match=rf"cut\.{suffix} is (a damaged|not a) picture"):
+            lrp_jax.read_image(path)
+    Image.fromarray(np.ones((2, 2), np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(ValueError, match=r"float\.tif has floating-point pixels"):
+        lrp_jax.read_image(tmp_path / "float.tif")
+
+
+def test_preprocess_normalises(pixels):
+    config = lrp_jax.ViTConfig(image_size=(20, 30), patch_size=10, mean=(0.1, 0.2, 0.3), std=(0.5, 1.0, 2.0))
+    actual = lrp_jax.preprocess(Image.fromarray(pixels), config)
+    assert actual.dtype == np.float32
+    np.testing.assert_allclose(actual, (pixels / 255 - [0.1, 0.2, 0.3]) / [0.5, 1.0, 2.0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("resize", "cropped", "expected"),
+    [
+        # Shorter edge to 16, so 24 columns: the middle 16 of them.
+        (None, True, lambda image: image.resize((24, 16), Image.Resampling.BICUBIC).crop((4, 0, 20, 16))),
+        (18, True, lambda image: image.resize((27, 18), Image.Resampling.BICUBIC).crop((5, 1, 21, 17))),
+        ((16, 16), False, lambda image: image.resize((16, 16), Image.Resampling.BICUBIC)),
+        ((20, 30), True, lambda image: image.crop((7, 2, 23, 18))),
+    ],
+)
+def test_resize_and_crop(pixels, resize, cropped, expected):
+    config = lrp_jax.ViTConfig(image_size=16, patch_size=8, resize=resize, crop=cropped)
+    image = Image.fromarray(pixels)
+    np.testing.assert_array_equal(np.asarray(crop(image, config)), np.asarray(expected(image)))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (500, 3), (3, 500), (64, 64)])
+def test_any_size_fits(size):
+    config = lrp_jax.ViTConfig(image_size=(24, 40), patch_size=8)
+    assert lrp_jax.preprocess(Image.new("RGB", size), config).shape == (24, 40, 3)
+
+
+def test_grey_model(pixels):
+    config = lrp_jax.ViTConfig(image_size=16, patch_size=8, channels=1)
+    assert lrp_jax.preprocess(Image.fromarray(pixels), config).shape == (16, 16, 1)
+    with pytest.raises(ValueError, match="the model expects 4"):
+        lrp_jax.preprocess(Image.fromarray(pixels), lrp_jax.ViTConfig(image_size=16, patch_size=8, channels=4))
+
+
+def plain_bilinear(x, size):
+    """Half-pixel centres, clamped at the border (torch's ``align_corners=False``), one output at a time."""
+    out = np.empty(size)
+    for i in range(size[0]):
+        for j in range(size[1]):
+            y, z = (np.clip((p + 0.5) * n / m - 0.5, 0, n - 1) for p, n, m in zip((i, j), x.shape, size, strict=True))
+            y0, z0 = int(y), int(z)
+            y1, z1 = min(y0 + 1, x.shape[0] - 1), min(z0 + 1, x.shape[1] - 1)
+            upper = x[y0, z0] * (1 - (z - z0)) + x[y0, z1] * (z - z0)
+            lower = x[y1, z0] * (1 - (z - z0)) + x[y1, z1] * (z - z0)
+            out[i, j] = upper * (1 - (y - y0)) + lower * (y - y0)
+    return out
+
+
+@pytest.mark.parametrize("size", [(32, 48), (4, 6), (9, 7), (2, 3)])
+def test_heatmaps(size):
+    maps = np.random.default_rng(0).normal(size=(2, 3, 4, 6))
+    actual = lrp_jax.heatmaps(maps, size)
+    assert actual.shape == (2, 3, *size)
+    expected = [[plain_bilinear(m, size) for m in row] for row in maps]
+    np.testing.assert_allclose(actual, expected, atol=1e-12)
+
+
+def test_bad_heatmaps():
+    with pytest.raises(ValueError, match=r"got the shape \(4,\)"):
+        lrp_jax.heatmaps(np.zeros(4), (8, 8))
+    with pytest.raises(ValueError, match="got \\(0, 8\\)"):
+        lrp_jax.heatmaps(np.zeros((4, 4)), (0, 8))
+
+
+def test_overlay(pixels):
+    image = Image.fromarray(pixels)
+    heat = np.zeros((20, 30))
+    heat[5, 7] = 3.0
+    shown = np.asarray(lrp_jax.overlay(image, heat)).astype(int)
+    grey = np.asarray(image.convert("L")).astype(float)
+    np.testing.assert_allclose(shown[5, 7], 0.35 * grey[5, 7] + 0.65 * np.array([252, 255, 164]), atol=0.51)
+    np.testing.assert_allclose(shown[0, 0], 0.35 * grey[0, 0] + 0.65 * np.array([0, 0, 4]), atol=0.51)
+    np.testing.assert_array_equal(lrp_jax.overlay(image, heat * 0), lrp_jax.overlay(image, heat * 0 + 5))
+    with pytest.raises(ValueError, match=r"\(20, 30\), got the shape \(4, 4\)"):
+        lrp_jax.overlay(image, np.zeros((4, 4)))
+    with pytest.raises(ValueError, match="finite"):
+        lrp_jax.overlay(image, heat * np.nan)
+
+
+def test_panel(pixels):
+    image = Image.fromarray(pixels)
+    shown = lrp_jax.panel(
+        image, np.eye(4)[None].repeat(2, axis=0), ["one", "a name much too long for its picture " * 3]
+    )
+    assert shown.mode == "RGB"
+    assert shown.width > 3 * 336  # 30 pixels enlarged as 20 to 224
+    assert shown.height > 224
+    with pytest.raises(ValueError, match="for 1 captions"):
+        lrp_jax.panel(image, np.zeros((2, 4, 4)), ["one"])

@@ -1,0 +1,166 @@
+"""Each rule against a plain matrix form of its equation, and one case worked by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lrp_jax.rules import CHEFER, GRADIENT, safe_divide
+
+TOLERANCE = {"rtol": 1e-9, "atol": 1e-11}
+
+
+def propagate(operation, inputs, relevance):
+    """Output, and the relevance of the inputs given that of the output."""
+    output, vjp = jax.vjp(operation, *map(jnp.asarray, inputs))
+    return output, [np.asarray(r) for r in vjp(jnp.asarray(relevance, output.dtype))]
+
+
+def plain_divide(a, b):
+    return np.array([x / (y + 1e-9) if y != 0 else 0.0 for x, y in np.nditer([a, b])]).reshape(a.shape)
+
+
+def plain_dense(x, w, r):
+    """Chefer et al., equation 4 with both signs, term by term."""
+    share = x[:, :, None] * w * ((x[:, :, None] > 0) == (w > 0))  # [n, in, out]
+    return (share * plain_divide(r, share.sum(axis=1))[:, None]).sum(axis=2)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def test_safe_divide():
+    a, b = np.array([1.0, 1.0, -2.0, 3.0]), np.array([0.0, 2.0, -4.0, -1e-9])
+    np.testing.assert_allclose(safe_divide(jnp.asarray(a), jnp.asarray(b)), [0, 0.5, 0.5, 3e9], rtol=1e-8)
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_dense(rng, with_bias):
+    x, w, r = rng.normal(size=(5, 50)), rng.normal(size=(50, 4)), rng.normal(size=(5, 4))
+    bias = jnp.asarray(rng.normal(size=(1, 4))) if with_bias else None
+    output, (relevance,) = propagate(lambda x: CHEFER.dense(x, jnp.asarray(w), bias), [x], r)
+    np.testing.assert_allclose(output, x @ w + (0 if bias is None else bias), **TOLERANCE)
+    np.testing.assert_allclose(relevance, plain_dense(x, w, r), **TOLERANCE)
+    # Conserved: among 50 inputs some contribute to each output, so no denominator is 0.
+    np.testing.assert_allclose(relevance.sum(), r.sum(), rtol=1e-6)
+
+
+def test_dense_by_hand():
+    # Output 0 gets 1*2 from input 0 and (-2)*(-3) from input 1: 8 units of relevance split 2 : 6.
+    # Output 1 gets 1*4; input 1 would take away ((-2)*5 < 0) and gets nothing: 3 units go to input 0.
+    x, w = jnp.array([[1.0, -2.0]]), jnp.array([[2.0, 4.0], [-3.0, 5.0]])
+    _, (relevance,) = propagate(lambda x: CHEFER.dense(x, w, None), [x], [[8.0, 3.0]])
+    np.testing.assert_allclose(relevance, [[5.0, 6.0]], rtol=1e-8)
+
+
+def test_dense_without_a_contribution_of_one_sign_loses_relevance():
+    # x w+ + x w- is 0 for both outputs: the safe division gives 0, and relevance ends here.
+    x, w = jnp.array([[1.0, -1.0]]), jnp.array([[-1.0, 0.0], [1.0, 0.0]])
+    _, (relevance,) = propagate(lambda x: CHEFER.dense(x, w, None), [x], [[1.0, 1.0]])
+    np.testing.assert_array_equal(relevance, [[0, 0]])
+
+
+def test_patch_embed(rng):
+    x, w, r = rng.normal(size=(6, 12)), rng.normal(size=(12, 5)), rng.normal(size=(6, 5))
+    output, (relevance,) = propagate(
+        lambda x: CHEFER.patch_embed(x, jnp.asarray(w), jnp.zeros((1, 5), jnp.float64)), [x], r
+    )
+    lo, hi = x.min(), x.max()
+    share = x[:, :, None] * w - lo * np.maximum(w, 0) - hi * np.minimum(w, 0)
+    np.testing.assert_allclose(output, x @ w, **TOLERANCE)
+    np.testing.assert_allclose(relevance, (share * (r / (share.sum(axis=1) + 1e-9))[:, None]).sum(axis=2), **TOLERANCE)
+    np.testing.assert_allclose(relevance.sum(), r.sum(), rtol=1e-6)  # z^B conserves
+
+
+def test_patch_embed_by_hand():
+    # lo = -1, hi = 1, w = (1, -1): the terms are x0 + 1 = 2 and -x1 + 1 = 2: half each.
+    _, (relevance,) = propagate(
+        lambda x: CHEFER.patch_embed(x, jnp.array([[1.0], [-1.0]]), None), [np.array([[1.0, -1.0]])], [[6.0]]
+    )
+    np.testing.assert_allclose(relevance, [[3.0, 3.0]], rtol=1e-8)
+
+
+def test_matmul(rng):
+    a, b, r = rng.normal(size=(2, 4, 3)), rng.normal(size=(2, 3, 5)), rng.normal(size=(2, 4, 5))
+    output, (of_a, of_b) = propagate(CHEFER.matmul, [a, b], r)
+    share = a[:, :, :, None] * b[:, None]  # [batch, n, m, p]
+    share = share * plain_divide(r, share.sum(axis=2))[:, :, None]
+    np.testing.assert_allclose(output, np.einsum("bnm,bmp->bnp", a, b), **TOLERANCE)
+    np.testing.assert_allclose(of_a, share.sum(axis=3) / 2, **TOLERANCE)
+    np.testing.assert_allclose(of_b, share.sum(axis=1) / 2, **TOLERANCE)
+    np.testing.assert_allclose(of_a.sum() + of_b.sum(), r.sum(), rtol=1e-6)  # conserved, half to each
+
+
+def test_matmul_by_hand():
+    # 1*3 + 2*(-1) = 1: the terms 3 and -2 share 4 units as 12 and -8, half of it to each factor.
+    _, (of_a, of_b) = propagate(CHEFER.matmul, [np.array([[1.0, 2.0]]), np.array([[3.0], [-1.0]])], [[4.0]])
+    np.testing.assert_allclose(of_a, [[6.0, -4.0]], rtol=1e-8)
+    np.testing.assert_allclose(of_b, [[6.0], [-4.0]], rtol=1e-8)
+
+
+def test_add(rng):
+    a, b, r = rng.normal(size=(3, 5, 4))
+    output, (of_a, of_b) = propagate(CHEFER.add, [a, b], r)
+    of_a_raw, of_b_raw = a * plain_divide(r, a + b), b * plain_divide(r, a + b)
+    a_sum, b_sum = of_a_raw.sum(), of_b_raw.sum()
+    weight = abs(a_sum) + abs(b_sum)
+    np.testing.assert_allclose(output, a + b, **TOLERANCE)
+    np.testing.assert_allclose(of_a, of_a_raw * abs(a_sum) / weight * r.sum() / a_sum, rtol=1e-7)
+    np.testing.assert_allclose(of_b, of_b_raw * abs(b_sum) / weight * r.sum() / b_sum, rtol=1e-7)
+    np.testing.assert_allclose(of_a.sum() + of_b.sum(), r.sum(), rtol=1e-6)  # conserved by the normalisation
+
+
+def test_add_by_hand():
+    # z = (4, -1), S = (1, 2): a' = (3, 4), b' = (1, -6), sums 7 and -5. Total 2: a gets 7/12 of it, b gets 5/12,
+    # so a' is scaled by (7/12 * 2) / 7 = 1/6 and b' by (5/12 * 2) / -5 = -1/6.
+    _, (of_a, of_b) = propagate(CHEFER.add, [np.array([3.0, 2.0]), np.array([1.0, -3.0])], [4.0, -2.0])
+    np.testing.assert_allclose(of_a, [3 / 6, 4 / 6], rtol=1e-7)
+    np.testing.assert_allclose(of_b, [-1 / 6, 6 / 6], rtol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda rules, x: rules.softmax(x, 0.5),
+        lambda rules, x: rules.layer_norm(x, jnp.full((1, 4), 2.0), jnp.full((1, 4), 0.5), 1e-6),
+        lambda rules, x: rules.activation(jnp.tanh, x),
+    ],
+    ids=["softmax", "layer_norm", "activation"],
+)
+def test_identity(rng, operation):
+    x, r = jnp.asarray(rng.normal(size=(3, 4))), rng.normal(size=(3, 4))
+    output, (relevance,) = propagate(lambda x: operation(CHEFER, x), [x], r)
+    np.testing.assert_array_equal(output, operation(GRADIENT, x))
+    np.testing.assert_array_equal(relevance, r)  # conserved, place by place
+
+
+def test_layer_norm_values(rng):
+    x = rng.normal(size=(3, 4))
+    expected = (x - x.mean(axis=1, keepdims=True)) / np.sqrt(x.var(axis=1, keepdims=True) + 1e-6) * 2 + 0.5
+    actual = GRADIENT.layer_norm(jnp.asarray(x), jnp.full((1, 4), 2.0), jnp.full((1, 4), 0.5), 1e-6)
+    np.testing.assert_allclose(actual, expected, **TOLERANCE)
+
+
+def test_parameters_receive_no_relevance(rng):
+    x, w, bias = rng.normal(size=(2, 3)), rng.normal(size=(3, 4)), rng.normal(size=(1, 4))
+    for operation in (CHEFER.dense, CHEFER.patch_embed):
+        _, (_, of_w, of_bias) = propagate(operation, [x, w, bias], np.ones((2, 4)))
+        assert not of_w.any()
+        assert not of_bias.any()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_dtype_is_kept(dtype):
+    x, w = jnp.ones((2, 3), dtype), jnp.ones((3, 3), dtype)
+    for operation, inputs in (
+        (lambda x: CHEFER.dense(x, w, None), [x]),
+        (lambda x: CHEFER.patch_embed(x, w, None), [x]),
+        (CHEFER.matmul, [x, w]),
+        (CHEFER.add, [w, w]),
+        (lambda x: CHEFER.softmax(x, 0.5), [x]),
+    ):
+        output, vjp = jax.vjp(operation, *inputs)
+        assert output.dtype == dtype
+        assert {r.dtype for r in vjp(output)} == {jnp.dtype(dtype)}
