@@ -21,7 +21,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from lrp_jax.rules import CHEFER, GRADIENT, Rules
+from lrp_jax.rules import CHEFER, GRADIENT, Rules, with_gradient
 
 Params = Any
 
@@ -191,13 +191,20 @@ def _signals(
     layers = shape.shape[0]
     if not isinstance(start_layer, int) or not 0 <= start_layer < layers:
         raise ValueError(f"start_layer must be a block, 0 to {layers - 1}; got {start_layer!r}.")
-    taps = jnp.zeros((layers - start_layer, *shape.shape[1:]), shape.dtype)
-    logits, gradient_vjp, attention = jax.vjp(lambda t: model.forward(params, image, t, GRADIENT), taps, has_aux=True)
-    _, relevance_vjp, _ = jax.vjp(lambda t: model.forward(params, image, t, CHEFER), taps, has_aux=True)
+    # One run of the model on the image twice over: see with_gradient.
+    rules = with_gradient(CHEFER)
+    twice = jnp.stack([image, image])
+    taps = jnp.zeros((2, layers - start_layer, *shape.shape[1:]), shape.dtype)
+
+    def forward(taps: Array) -> tuple[Array, Array]:
+        return jax.vmap(lambda image, taps: model.forward(params, image, taps, rules))(twice, taps)
+
+    (logits, _), vjp, (attention, _) = jax.vjp(forward, taps, has_aux=True)
     if targets is None:
         targets = jnp.argmax(logits)[None]
     one_hot = jax.nn.one_hot(targets, logits.size, dtype=logits.dtype)
-    (gradient,), (relevance,) = jax.vmap(gradient_vjp)(one_hot), jax.vmap(relevance_vjp)(one_hot)
+    (signals,) = jax.vmap(vjp)(jnp.stack([one_hot, one_hot], axis=1))
+    gradient, relevance = signals[:, 0], signals[:, 1]
     return AttentionSignals(logits, targets, attention, gradient, relevance)
 
 

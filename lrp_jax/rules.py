@@ -14,7 +14,7 @@ Visualization*, CVPR 2021 (arXiv 2012.09838), section 3, as their published code
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -221,3 +221,78 @@ CHEFER = Rules(
     layer_norm=partial(_identity, _layer_norm),
     activation=_identity,
 )
+
+
+def with_gradient(rules: Rules) -> Rules:
+    """Rules that carry the gradient and relevance side by side, and compute every value once.
+
+    Run a model with them under ``jax.vmap`` over a leading axis of two equal examples, and differentiate: the first
+    of the two cotangents is the gradient, the second relevance by ``rules``. Two runs of the model give the same,
+    but XLA shares their forward pass only where it can see that they are equal, which it cannot through a loop.
+
+    Args:
+        rules: how the second cotangent is propagated.
+
+    Returns:
+        The rule set. Its operations raise a ValueError under any other innermost ``jax.vmap`` over activations.
+    """
+    names = [field.name for field in dataclasses.fields(Rules) if field.name != "name"]
+    operations = {name: partial(_paired, getattr(GRADIENT, name), getattr(rules, name)) for name in names}
+    return Rules(name=f"gradient and {rules.name}", **operations)
+
+
+def _paired(gradient: Callable[..., Array], rule: Callable[..., Array], *arguments: Any) -> Array:
+    """One operation, of arrays and of static arguments, of :func:`with_gradient`."""
+    is_array = [isinstance(argument, Array) for argument in arguments]
+
+    def of_arrays(operation: Callable[..., Array]) -> Callable[..., Array]:
+        return lambda *arrays: operation(*_merge(is_array, arrays, arguments))
+
+    gradient, rule = of_arrays(gradient), of_arrays(rule)
+    single = jax.custom_batching.custom_vmap(gradient)
+
+    @single.def_vmap
+    def double(size: int, paired: list[bool], *arrays: Array) -> tuple[Array, bool]:
+        if size != 2:
+            raise ValueError(f"gradient and relevance need jax.vmap over an axis of 2, got {size}.")
+        return _double(gradient, rule, tuple(paired), *arrays), True
+
+    return single(*(argument for argument in arguments if isinstance(argument, Array)))
+
+
+def _merge(choose: Sequence[bool], chosen: Iterable[Any], others: Iterable[Any]) -> list[Any]:
+    """The next of ``chosen`` where ``choose`` says so, and what is at that place of ``others`` elsewhere."""
+    upcoming = iter(chosen)
+    return [next(upcoming) if choice else other for choice, other in zip(choose, others, strict=True)]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _double(
+    gradient: Callable[..., Array], rule: Callable[..., Array], paired: tuple[bool, ...], *arrays: Array
+) -> Array:
+    value = gradient(*(a[0] if p else a for a, p in zip(arrays, paired, strict=True)))
+    return jnp.broadcast_to(value, (2, *value.shape))
+
+
+def _double_forward(
+    gradient: Callable[..., Array], rule: Callable[..., Array], paired: tuple[bool, ...], *arrays: Array
+) -> tuple[Array, tuple[Callable[..., Any], ...]]:
+    first = [a[0] for a, p in zip(arrays, paired, strict=True) if p]
+    value, gradient_vjp = jax.vjp(lambda *x: gradient(*_merge(paired, x, arrays)), *first)
+    _, rule_vjp = jax.vjp(lambda *x: rule(*_merge(paired, x, arrays)), *first)
+    return jnp.broadcast_to(value, (2, *value.shape)), (gradient_vjp, rule_vjp)
+
+
+def _double_backward(
+    gradient: Callable[..., Array],
+    rule: Callable[..., Array],
+    paired: tuple[bool, ...],
+    residuals: tuple[Callable[..., Any], ...],
+    cotangents: Array,
+) -> tuple[Array | None, ...]:
+    gradient_vjp, rule_vjp = residuals
+    pairs = zip(gradient_vjp(cotangents[0]), rule_vjp(cotangents[1]), strict=True)
+    return tuple(_merge(paired, map(jnp.stack, pairs), (None,) * len(paired)))
+
+
+_double.defvjp(_double_forward, _double_backward)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import partial
 from typing import Any, Literal, get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 from lrp_jax.rules import GRADIENT, Rules
 
@@ -210,7 +212,7 @@ class _Attention(nn.Module):
     rules: Rules
 
     @nn.compact
-    def __call__(self, x: Array, taps: Array | None) -> tuple[Array, Array]:
+    def __call__(self, x: Array, taps: Array | None, rows: int | None) -> tuple[Array, Array]:
         n, width = x.shape
         heads = self.config.num_heads
         qkv = _Dense(self.rules, 3 * width, self.config.qkv_bias, name="qkv")(x)
@@ -218,7 +220,7 @@ class _Attention(nn.Module):
         attention = self.rules.softmax(self.rules.matmul(q, k.mT), (width // heads) ** -0.5)
         if taps is not None:
             attention = attention + taps
-        x = self.rules.matmul(attention, v).transpose(1, 0, 2).reshape(n, width)
+        x = self.rules.matmul(attention[:, :rows], v).transpose(1, 0, 2).reshape(-1, width)
         return _Dense(self.rules, width, name="proj")(x), attention
 
 
@@ -238,12 +240,12 @@ class _Block(nn.Module):
     rules: Rules
 
     @nn.compact
-    def __call__(self, x: Array, taps: Array | None = None) -> tuple[Array, Array]:
+    def __call__(self, x: Array, taps: Array | None = None, rows: int | None = None) -> tuple[Array, Array]:
+        """Tokens ``[rows, D]``, the first ``rows`` of N only (None: all), and attention ``[h, N, N]``."""
         epsilon = self.config.norm_epsilon
-        y, attention = _Attention(self.config, self.rules, name="attn")(
-            _LayerNorm(self.rules, epsilon, name="norm1")(x), taps
-        )
-        x = self.rules.add(x, y)
+        y = _LayerNorm(self.rules, epsilon, name="norm1")(x)
+        y, attention = _Attention(self.config, self.rules, name="attn")(y, taps, rows)
+        x = self.rules.add(x[:rows], y)
         y = _Mlp(self.config, self.rules, name="mlp")(_LayerNorm(self.rules, epsilon, name="norm2")(x))
         return self.rules.add(x, y), attention
 
@@ -283,28 +285,41 @@ class ViT(nn.Module):
         x = jnp.concatenate([cls_token.astype(x.dtype), x])
         x = rules.add(x, self.param("pos_embed", normal, x.shape, jnp.float32).astype(x.dtype))
 
-        # The blocks' parameters are stacked along a first axis, and one compiled block runs over them.
+        # The blocks' parameters are stacked along a first axis. One compiled block runs over all but the last, which
+        # computes the class token alone. The backward pass keeps matrix products and recomputes what is elementwise.
         block = _Block(config, rules, parent=None)
 
         def init_blocks(key: Array) -> Params:
-            tokens = jnp.zeros(x.shape, jnp.float32)
-            return jax.vmap(lambda k: block.init(k, tokens)["params"])(jax.random.split(key, config.depth))
-
-        def step(x: Array, inputs: tuple[Params, Array | None]) -> tuple[Array, Array]:
-            params, taps = inputs
-            return block.apply({"params": params}, x, taps)  # type: ignore[return-value]
+            ordinary, tokens = block.clone(rules=GRADIENT), jnp.zeros(x.shape, jnp.float32)
+            return jax.vmap(lambda k: ordinary.init(k, tokens)["params"])(jax.random.split(key, config.depth))
 
         blocks = self.param("blocks", init_blocks)
-        first_tapped = config.depth - (0 if taps is None else len(taps))
+
+        def run(x: Array, layer: ArrayLike, tap: Array | None, rows: int | None = None) -> tuple[Array, Array]:
+            params = jax.tree.map(lambda p: p[layer], blocks)
+            return block.apply({"params": params}, x, tap, rows)  # type: ignore[return-value]
+
+        @partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)
+        def step(x: Array, inputs: tuple[Array, Array | None]) -> tuple[Array, Array]:
+            return run(x, *inputs)
+
+        wants_tokens = self.is_mutable_collection("intermediates")
+        last, tapped = config.depth - 1, 0 if taps is None else len(taps)
+        first_tapped = min(config.depth - tapped, last)
         attention = []
-        for start, stop, part_taps in ((0, first_tapped, None), (first_tapped, config.depth, taps)):
-            if start < stop:
-                part = jax.tree.map(lambda p, start=start, stop=stop: p[start:stop], blocks)
-                x, part_attention = jax.lax.scan(step, x, (part, part_taps))
-                attention.append(part_attention)
+        for layers, section_taps in (
+            (jnp.arange(first_tapped), None),
+            (jnp.arange(first_tapped, last), None if taps is None else taps[:-1]),
+        ):
+            if layers.size:
+                x, section_attention = jax.lax.scan(step, x, (layers, section_taps))
+                attention.append(section_attention)
+        last_tap = None if taps is None or not tapped else taps[-1]
+        x, last_attention = run(x, last, last_tap, None if wants_tokens else 1)
+        attention.append(last_attention[None])
 
         x = _LayerNorm(rules, config.final_norm_epsilon, name="norm")(x)
-        self.sow("intermediates", "tokens", x)  # for training: each token as the head would see it
+        self.sow("intermediates", "tokens", x)  # for training: what the head would see of each token
         logits = _Dense(rules, config.num_classes, name="head")(x[0])
         return logits, jnp.concatenate(attention)
 

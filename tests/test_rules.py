@@ -1,11 +1,13 @@
 """Each rule against a plain matrix form of its equation, and one case worked by hand."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lrp_jax.rules import CHEFER, GRADIENT, safe_divide
+from lrp_jax.rules import CHEFER, GRADIENT, safe_divide, with_gradient
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-11}
 
@@ -164,3 +166,48 @@ def test_dtype_is_kept(dtype):
         output, vjp = jax.vjp(operation, *inputs)
         assert output.dtype == dtype
         assert {r.dtype for r in vjp(output)} == {jnp.dtype(dtype)}
+
+
+OPERATIONS = {
+    "dense": (lambda rules, x, y: rules.dense(x, jnp.eye(4) * 2.0 - 0.3, jnp.ones(4)), 1),
+    "patch_embed": (lambda rules, x, y: rules.patch_embed(x, jnp.eye(4) * 2.0 - 0.3, None), 1),
+    "matmul": (lambda rules, x, y: rules.matmul(x, y.T), 2),
+    "add": (lambda rules, x, y: rules.add(x, y), 2),
+    "softmax": (lambda rules, x, y: rules.softmax(x, 0.5), 1),
+    "layer_norm": (lambda rules, x, y: rules.layer_norm(x, jnp.ones(4), jnp.ones(4), 1e-6), 1),
+    "activation": (lambda rules, x, y: rules.activation(jnp.tanh, x), 1),
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_gradient_and_relevance_side_by_side(rng, name):
+    """As two separate passes give them; inside a loop and an outer vmap too."""
+    operation, inputs = OPERATIONS[name]
+    x, y = jnp.asarray(rng.normal(size=(2, 5, 4, 4)))  # a batch of 5
+
+    def separate(rules, x, y):
+        output, vjp = jax.vjp(lambda x, y: operation(rules, x, y), x, y)
+        return output, vjp(output)[:inputs]
+
+    def together(x, y):
+        def step(carry, _):
+            return carry, jax.vmap(lambda x, y: operation(with_gradient(CHEFER), x, y))(*carry)
+
+        def looped(*pair):
+            return jax.lax.scan(step, pair, None, length=1)[1][0]
+
+        output, vjp = jax.vjp(looped, jnp.stack([x, x]), jnp.stack([y, y]))
+        return output, vjp(output)[:inputs]
+
+    (output, gradient), (_, relevance) = (jax.vmap(partial(separate, rules))(x, y) for rules in (GRADIENT, CHEFER))
+    outputs, pairs = jax.jit(jax.vmap(together))(x, y)
+    for half in (0, 1):
+        np.testing.assert_allclose(outputs[:, half], output, **TOLERANCE)
+    for pair, g, r in zip(pairs, gradient, relevance, strict=True):
+        np.testing.assert_allclose(pair[:, 0], g, **TOLERANCE)
+        np.testing.assert_allclose(pair[:, 1], r, **TOLERANCE)
+
+
+def test_side_by_side_needs_an_axis_of_two():
+    with pytest.raises(ValueError, match="an axis of 2, got 3"):
+        jax.vmap(with_gradient(CHEFER).add)(jnp.ones((3, 4)), jnp.ones((3, 4)))
