@@ -165,7 +165,8 @@ def overlay(picture: Image.Image, heatmap: ArrayLike) -> Image.Image:
     places = np.linspace(0, 1, len(_COLOURS))
     colours = np.stack([np.interp(heat, places, channel) for channel in _COLOURS.T], axis=-1)
     grey = np.asarray(picture.convert("L"), np.float64)[..., None]
-    return Image.fromarray((0.35 * grey + 0.65 * colours).round().astype(np.uint8))
+    cover = 0.3 + 0.4 * heat[..., None]
+    return Image.fromarray(((1 - cover) * grey + cover * colours).round().astype(np.uint8))
 
 
 def panel(picture: Image.Image, maps: ArrayLike, captions: Sequence[str]) -> Image.Image:

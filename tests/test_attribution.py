@@ -1,6 +1,7 @@
 """Maps: parity with the authors' code, batches, transforms, bad input."""
 
 import dataclasses
+import functools
 
 import chex
 import jax
@@ -15,6 +16,7 @@ from lrp_jax.attribution import METHODS
 CASES = range(6)
 
 
+@functools.cache
 def small_model(dtype=jnp.float64, **fields):
     config = lrp_jax.ViTConfig(
         **{"image_size": 16, "patch_size": 4, "width": 16, "depth": 3, "num_heads": 2, "mlp_dim": 32, "num_classes": 5}
@@ -164,7 +166,7 @@ def test_rectangular_images_and_patches():
 def test_relevance_lies_where_the_patch_is():
     """Rows and columns are not swapped: only one patch differs from an otherwise empty grid."""
     model, params = small_model(image_size=(8, 16), patch_size=4)
-    params["pos_embed"] = params["pos_embed"] * 0
+    params = params | {"pos_embed": params["pos_embed"] * 0}
     images = jnp.zeros((1, 8, 16, 3), jnp.float64).at[0, 4:8, 8:12].set(3.0)
     relevance = lrp_jax.explain(model, params, images).relevance[0, 0]
     others = np.delete(relevance.ravel(), 6)

@@ -153,8 +153,8 @@ def test_overlay(pixels):
     heat[5, 7] = 3.0
     shown = np.asarray(lrp_jax.overlay(image, heat)).astype(int)
     grey = np.asarray(image.convert("L")).astype(float)
-    np.testing.assert_allclose(shown[5, 7], 0.35 * grey[5, 7] + 0.65 * np.array([252, 255, 164]), atol=0.51)
-    np.testing.assert_allclose(shown[0, 0], 0.35 * grey[0, 0] + 0.65 * np.array([0, 0, 4]), atol=0.51)
+    np.testing.assert_allclose(shown[5, 7], 0.3 * grey[5, 7] + 0.7 * np.array([252, 255, 164]), atol=0.51)
+    np.testing.assert_allclose(shown[0, 0], 0.7 * grey[0, 0] + 0.3 * np.array([0, 0, 4]), atol=0.51)
     np.testing.assert_array_equal(lrp_jax.overlay(image, heat * 0), lrp_jax.overlay(image, heat * 0 + 5))
     with pytest.raises(ValueError, match=r"\(20, 30\), got the shape \(4, 4\)"):
         lrp_jax.overlay(image, np.zeros((4, 4)))
