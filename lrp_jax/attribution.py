@@ -252,7 +252,7 @@ def _check(model: Model, params: Params, images: ArrayLike, targets: ArrayLike |
         raise ValueError(
             f"images must be float32 or float64, normalised for the model (lrp_jax.preprocess), got {images.dtype}."
         )
-    if _is_concrete(images) and not np.isfinite(images).all():
+    if _is_concrete(images) and not jnp.isfinite(images).all():
         raise ValueError("images must be finite, got NaN or infinite pixels.")
     if targets is None:
         return images, None

@@ -34,6 +34,17 @@ def test_rules_and_attribution_know_nothing_of_flax(module):
     assert not re.search(r"^\s*(import|from) (flax|lrp_jax\.(vit|checkpoint|convert))", source, re.MULTILINE)
 
 
+@pytest.mark.slow
+def test_the_examples_of_the_readme_run(capsys):
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    runnable = [block for block in blocks if "convert(" not in block]  # which needs a file of the reader's
+    assert len(runnable) >= 3
+    scope = {}
+    for block in runnable:
+        exec(block, scope)
+    assert "(8, 10) (8, 2) (8, 2, 8, 8)" in capsys.readouterr().out
+
+
 def test_continuous_integration_runs_the_command_of_the_readme():
     readme, ci = (ROOT / "README.md").read_text(), (ROOT / ".ci" / "run").read_text()
     (command,) = re.findall(r"^pip install .*pytest.*$", readme, re.MULTILINE)
