@@ -3,7 +3,7 @@
 Explaining: :func:`explain`, :func:`attention_signals`, :data:`METHODS`, :class:`Explanation`,
 :class:`AttentionSignals`, :class:`Model`.
 Models: :class:`ViT`, :class:`ViTConfig`, :func:`load`, :func:`save`, :func:`convert`.
-Rules: :class:`Rules`, :data:`GRADIENT`, :data:`CHEFER`.
+Rules: :class:`Rules`, :data:`RULES`, :data:`GRADIENT`, :data:`CHEFER`, :func:`stable`.
 Pictures: :func:`read_image`, :func:`preprocess`, :func:`heatmaps`, :func:`overlay`, :func:`panel`.
 Data with known masks: :mod:`lrp_jax.datasets`.
 """
@@ -13,7 +13,7 @@ from lrp_jax.attribution import METHODS, AttentionSignals, Explanation, Model, a
 from lrp_jax.checkpoint import load, save
 from lrp_jax.convert import convert
 from lrp_jax.images import heatmaps, overlay, panel, preprocess, read_image
-from lrp_jax.rules import CHEFER, GRADIENT, Rules
+from lrp_jax.rules import CHEFER, GRADIENT, RULES, Rules, stable
 from lrp_jax.vit import ViT, ViTConfig
 
 __version__ = "0.1.0"
@@ -22,6 +22,7 @@ __all__ = [
     "CHEFER",
     "GRADIENT",
     "METHODS",
+    "RULES",
     "AttentionSignals",
     "Explanation",
     "Model",
@@ -39,4 +40,5 @@ __all__ = [
     "preprocess",
     "read_image",
     "save",
+    "stable",
 ]

@@ -21,7 +21,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from lrp_jax.rules import CHEFER, GRADIENT, Rules, with_gradient
+from lrp_jax.rules import GRADIENT, RULES, Rules, with_gradient
 
 Params = Any
 
@@ -110,7 +110,7 @@ def explain(
         targets: class indices ``[B]``, or ``[B, K]`` for K classes an image, which share the forward pass;
             None: the predicted class, K = 1.
         method: a name in :data:`METHODS`.
-        **options: the method's own; ``transformer_attribution`` takes ``start_layer``.
+        **options: the method's own; ``transformer_attribution`` takes ``start_layer`` and ``rules``.
 
     Returns:
         Logits ``[B, C]``, targets ``[B, K]`` and relevance ``[B, K, rows, cols]``.
@@ -129,15 +129,21 @@ def explain(
 
 
 def attention_signals(
-    model: Model, params: Params, images: ArrayLike, targets: ArrayLike | None = None
+    model: Model,
+    params: Params,
+    images: ArrayLike,
+    targets: ArrayLike | None = None,
+    *,
+    rules: str | Rules = "stable",
 ) -> AttentionSignals:
-    """Attention, its gradient and its relevance under Chefer's rules, in every block.
+    """Attention, its gradient and its relevance, in every block.
 
     Args:
         model: the model.
         params: its parameters.
         images: float32 or float64 ``[B, H, W, channels]``, normalised for the model.
         targets: class indices ``[B]`` or ``[B, K]``; None: the predicted class, K = 1.
+        rules: of the relevance, a name in :data:`lrp_jax.rules.RULES` or a rule set.
 
     Returns:
         Attention ``[B, L, h, N, N]``; gradient and relevance ``[B, K, L, h, N, N]``; logits and targets.
@@ -146,11 +152,17 @@ def attention_signals(
         ValueError: an argument has the wrong rank, dtype, shape or value.
     """
     images, targets = _check(model, params, images, targets)
-    return _attention_signals(model, params, images, targets)
+    return _attention_signals(model, params, images, targets, rules=rules)
 
 
 def transformer_attribution(
-    model: Model, params: Params, image: Array, targets: Array | None, *, start_layer: int = 0
+    model: Model,
+    params: Params,
+    image: Array,
+    targets: Array | None,
+    *,
+    start_layer: int = 0,
+    rules: str | Rules = "stable",
 ) -> Explanation:
     """Relevance and gradient of the attention, combined over the blocks (Chefer et al. 2021, equations 13 and 14).
 
@@ -163,14 +175,16 @@ def transformer_attribution(
         image: ``[H, W, channels]``.
         targets: int ``[K]``, or None for the predicted class.
         start_layer: s, the first block that enters the product: 0 in the paper's definition, 1 in its evaluation.
+        rules: of the relevance, a name in :data:`lrp_jax.rules.RULES` or a rule set: ``"chefer"``, the paper's, or
+            ``"stable"``, the paper's but for divisions that float32 does not blur.
 
     Returns:
         The explanation of one image: no batch axis.
 
     Raises:
-        ValueError: ``start_layer`` is not a block.
+        ValueError: ``start_layer`` is not a block, or ``rules`` is unknown.
     """
-    signals = _signals(model, params, image, targets, start_layer)
+    signals = _signals(model, params, image, targets, rules, start_layer)
     weighted = jnp.maximum(signals.gradient * signals.relevance, 0).mean(axis=2)  # [K, L - s, N, N]
     row = jnp.zeros(weighted.shape[:1] + weighted.shape[-1:], weighted.dtype).at[:, 0].set(1)
     for layer in reversed(range(weighted.shape[1])):
@@ -184,20 +198,22 @@ METHODS: dict[str, Callable[..., Explanation]] = {"transformer_attribution": tra
 
 
 def _signals(
-    model: Model, params: Params, image: Array, targets: Array | None, start_layer: int = 0
+    model: Model, params: Params, image: Array, targets: Array | None, rules: str | Rules, start_layer: int = 0
 ) -> AttentionSignals:
     """The signals of one image, from block ``start_layer`` up; nothing below its attention is propagated."""
+    if isinstance(rules, str) and rules not in RULES:
+        raise ValueError(f"rules must be one of {', '.join(RULES)}, or a Rules; got {rules!r}.")
     _, shape = _forward.eval_shape(model, params, image)
     layers = shape.shape[0]
     if not isinstance(start_layer, int) or not 0 <= start_layer < layers:
         raise ValueError(f"start_layer must be a block, 0 to {layers - 1}; got {start_layer!r}.")
     # One run of the model on the image twice over: see with_gradient.
-    rules = with_gradient(CHEFER)
+    side_by_side = with_gradient(RULES[rules] if isinstance(rules, str) else rules)
     twice = jnp.stack([image, image])
     taps = jnp.zeros((2, layers - start_layer, *shape.shape[1:]), shape.dtype)
 
     def forward(taps: Array) -> tuple[Array, Array]:
-        return jax.vmap(lambda image, taps: model.forward(params, image, taps, rules))(twice, taps)
+        return jax.vmap(lambda image, taps: model.forward(params, image, taps, side_by_side))(twice, taps)
 
     (logits, _), vjp, (attention, _) = jax.vjp(forward, taps, has_aux=True)
     if targets is None:
@@ -233,9 +249,11 @@ def _explain(
     return _batched(partial(METHODS[method], model, params, **dict(options)), images, targets)
 
 
-@partial(jax.jit, static_argnames="model")
-def _attention_signals(model: Model, params: Params, images: Array, targets: Array | None) -> AttentionSignals:
-    return _batched(partial(_signals, model, params), images, targets)
+@partial(jax.jit, static_argnames=("model", "rules"))
+def _attention_signals(
+    model: Model, params: Params, images: Array, targets: Array | None, *, rules: str | Rules
+) -> AttentionSignals:
+    return _batched(partial(_signals, model, params, rules=rules), images, targets)
 
 
 @partial(jax.jit, static_argnames="model")

@@ -27,7 +27,7 @@ from lrp_jax.attribution import METHODS, explain
 from lrp_jax.checkpoint import load
 from lrp_jax.files import replacing
 from lrp_jax.images import crop, panel, preprocess, read_image
-from lrp_jax.rules import GRADIENT
+from lrp_jax.rules import GRADIENT, RULES
 from lrp_jax.vit import Params, ViT, ViTConfig
 
 _EXAMPLES = Path(__file__).parent / "data" / "examples"
@@ -84,6 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--start-layer", type=int, metavar="S", help="first block that enters the map (default: 0, all of them)"
+    )
+    command.add_argument(
+        "--rules", choices=list(RULES), help="how relevance is propagated: the paper's way, or stable (default: stable)"
     )
     command.add_argument(
         "--output", type=Path, default=Path("lrp_jax_maps"), metavar="FOLDER", help="(default: %(default)s)"
@@ -149,7 +152,8 @@ def _explain_command(options: argparse.Namespace) -> int:
 def _compiled(model: ViT, options: argparse.Namespace) -> Callable[[Params, ArrayLike], dict[str, Array]]:
     """The function from parameters and images to what is written for them."""
     config = model.config
-    settings = {} if options.start_layer is None else {"start_layer": options.start_layer}
+    given = {"start_layer": options.start_layer, "rules": options.rules}
+    settings = {name: value for name, value in given.items() if value is not None}
     asked = None if options.target is None else np.array([_class_index(word, config) for word in options.target])
     if options.top_k > config.num_classes:
         raise ValueError(f"--top-k must be at most the model's {config.num_classes} classes, got {options.top_k}.")

@@ -14,6 +14,7 @@ Visualization*, CVPR 2021 (arXiv 2012.09838), section 3, as their published code
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -53,6 +54,20 @@ def safe_divide(a: Array, b: Array) -> Array:
     denominator = b + 1e-9
     denominator = jnp.where(denominator == 0, 1e-9, denominator)
     return jnp.where(b == 0, 0, a / denominator)
+
+
+def _divide(r: Array, z: Array, magnitude: Array, epsilon: float) -> Array:
+    """``S = R / z`` of a rule whose z is a sum of terms, and ``magnitude`` the sum of their absolute values.
+
+    Rounding errs in z by a part of the magnitude, and so the quotient is wrong where z is small beside it. With
+    ``epsilon``, ``S = R z / (z^2 + (epsilon magnitude)^2)``: R / z where z is large beside ``epsilon magnitude``,
+    and going through 0 with z, without a jump, where it is not.
+    """
+    if not epsilon:
+        return safe_divide(r, z)
+    magnitude = jnp.maximum(magnitude, 1e-9)  # as in the safe division; the square is above float32's smallest number
+    ratio = z / magnitude
+    return r * ratio / (magnitude * (ratio * ratio + epsilon * epsilon))
 
 
 # The ordinary operations.
@@ -103,20 +118,23 @@ _identity.defvjp(_identity_forward, _identity_backward)
 # R_x = (x (S w^T) + |x| (S |w|^T)) / 2 take three products where the plain form takes four.
 
 
-@jax.custom_vjp
-def _chefer_dense(x: Array, kernel: Array, bias: Array | None) -> Array:
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _chefer_dense(epsilon: float, x: Array, kernel: Array, bias: Array | None) -> Array:
     return _dense(x, kernel, bias)
 
 
-def _chefer_dense_forward(x: Array, kernel: Array, bias: Array | None) -> tuple[Array, tuple[Array, ...]]:
+def _chefer_dense_forward(
+    epsilon: float, x: Array, kernel: Array, bias: Array | None
+) -> tuple[Array, tuple[Array, ...]]:
     product = x @ kernel
     return (product if bias is None else product + bias), (x, kernel, product)
 
 
-def _chefer_dense_backward(residuals: tuple[Array, ...], r: Array) -> tuple[Array, None, None]:
+def _chefer_dense_backward(epsilon: float, residuals: tuple[Array, ...], r: Array) -> tuple[Array, None, None]:
     x, kernel, product = residuals
     magnitude = jnp.abs(kernel)
-    s = safe_divide(r, (product + jnp.abs(x) @ magnitude) / 2)
+    terms = jnp.abs(x) @ magnitude
+    s = _divide(r, (product + terms) / 2, terms, epsilon)
     return (x * (s @ kernel.T) + jnp.abs(x) * (s @ magnitude.T)) / 2, None, None
 
 
@@ -151,19 +169,19 @@ _zb_patch_embed.defvjp(_zb_patch_embed_forward, _zb_patch_embed_backward)
 # matmul of two activations, O = A B:  S = R / O,  R_A = A * (S B^T) / 2,  R_B = B * (A^T S) / 2.
 
 
-@jax.custom_vjp
-def _chefer_matmul(a: Array, b: Array) -> Array:
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _chefer_matmul(epsilon: float, a: Array, b: Array) -> Array:
     return a @ b
 
 
-def _chefer_matmul_forward(a: Array, b: Array) -> tuple[Array, tuple[Array, ...]]:
+def _chefer_matmul_forward(epsilon: float, a: Array, b: Array) -> tuple[Array, tuple[Array, ...]]:
     product = a @ b
     return product, (a, b, product)
 
 
-def _chefer_matmul_backward(residuals: tuple[Array, ...], r: Array) -> tuple[Array, Array]:
+def _chefer_matmul_backward(epsilon: float, residuals: tuple[Array, ...], r: Array) -> tuple[Array, Array]:
     a, b, product = residuals
-    s = safe_divide(r, product)
+    s = _divide(r, product, jnp.abs(a) @ jnp.abs(b), epsilon)
     return a * (s @ b.mT) / 2, b * (a.mT @ s) / 2
 
 
@@ -174,18 +192,18 @@ _chefer_matmul.defvjp(_chefer_matmul_forward, _chefer_matmul_backward)
 # R_b alike, with sums over all tokens and channels of the one example.
 
 
-@jax.custom_vjp
-def _chefer_add(a: Array, b: Array) -> Array:
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _chefer_add(epsilon: float, a: Array, b: Array) -> Array:
     return a + b
 
 
-def _chefer_add_forward(a: Array, b: Array) -> tuple[Array, tuple[Array, Array]]:
+def _chefer_add_forward(epsilon: float, a: Array, b: Array) -> tuple[Array, tuple[Array, Array]]:
     return a + b, (a, b)
 
 
-def _chefer_add_backward(residuals: tuple[Array, Array], r: Array) -> tuple[Array, Array]:
+def _chefer_add_backward(epsilon: float, residuals: tuple[Array, Array], r: Array) -> tuple[Array, Array]:
     a, b = residuals
-    s = safe_divide(r, a + b)
+    s = _divide(r, a + b, jnp.abs(a) + jnp.abs(b), epsilon)
     a, b, total = a * s, b * s, r.sum()
     a_sum, b_sum = a.sum(), b.sum()
     weight = jnp.abs(a_sum) + jnp.abs(b_sum)
@@ -209,18 +227,49 @@ GRADIENT = Rules(
     activation=_activation,
 )
 
+
+def _chefer(name: str, epsilon: float) -> Rules:
+    return Rules(
+        name=name,
+        dense=partial(_chefer_dense, epsilon),
+        patch_embed=_zb_patch_embed,
+        matmul=partial(_chefer_matmul, epsilon),
+        add=partial(_chefer_add, epsilon),
+        softmax=partial(_identity, _softmax),
+        layer_norm=partial(_identity, _layer_norm),
+        activation=_identity,
+    )
+
+
 #: The rules of Chefer, Gur and Wolf (CVPR 2021): z-plus products, normalised residual additions and
 #: attention products, identity for layer norm, softmax and activations, z^B at the pixels.
-CHEFER = Rules(
-    name="chefer",
-    dense=_chefer_dense,
-    patch_embed=_zb_patch_embed,
-    matmul=_chefer_matmul,
-    add=_chefer_add,
-    softmax=partial(_identity, _softmax),
-    layer_norm=partial(_identity, _layer_norm),
-    activation=_identity,
-)
+CHEFER = _chefer("chefer", 0.0)
+
+
+@functools.cache
+def stable(epsilon: float = 0.03) -> Rules:
+    """Chefer's rules, with divisions that do not amplify rounding.
+
+    Where the paper's rules divide relevance by a sum z of terms t, ``R / z``, these divide by
+    ``(z^2 + (epsilon sum|t|)^2) / z``. The larger epsilon, the smaller the error of low precision and the larger the
+    distance from the paper's maps; ``scripts/precision.py`` measures both.
+
+    Args:
+        epsilon: the size of a sum, in parts of its terms' absolute values, under which it counts as cancelled.
+
+    Returns:
+        The rule set; the same object for the same epsilon.
+
+    Raises:
+        ValueError: epsilon is not a positive finite number.
+    """
+    if not 0 < epsilon < float("inf"):
+        raise ValueError(f"epsilon must be a positive finite number, got {epsilon!r}.")
+    return _chefer("stable" if epsilon == 0.03 else f"stable({epsilon})", epsilon)
+
+
+#: Rule sets of relevance by name.
+RULES: dict[str, Rules] = {"stable": stable(), "chefer": CHEFER}
 
 
 def with_gradient(rules: Rules) -> Rules:

@@ -36,7 +36,7 @@ def small_images(n, dtype=jnp.float64, shape=(16, 16, 3)):
 def test_signals_equal_the_authors(golden, golden_model, golden_images, case):
     expected = {k.removeprefix(f"case{case}/"): v for k, v in golden.items() if k.startswith(f"case{case}/")}
     image, target = golden_images[expected["image"]], expected["target"]
-    signals = lrp_jax.attention_signals(*golden_model, image[None], target[None])
+    signals = lrp_jax.attention_signals(*golden_model, image[None], target[None], rules="chefer")
     assert relative_error(signals.logits[0], expected["logits"]) <= 1e-12
     for layer in range(len(expected["attention"])):
         assert relative_error(signals.attention[0, layer], expected["attention"][layer]) <= 1e-12
@@ -48,7 +48,7 @@ def test_signals_equal_the_authors(golden, golden_model, golden_images, case):
 @pytest.mark.parametrize("case", CASES)
 def test_map_equals_the_authors(golden, golden_model, golden_images, case, start_layer):
     image, target = golden_images[golden[f"case{case}/image"]], golden[f"case{case}/target"]
-    explanation = lrp_jax.explain(*golden_model, image[None], target[None], start_layer=start_layer)
+    explanation = lrp_jax.explain(*golden_model, image[None], target[None], start_layer=start_layer, rules="chefer")
     expected = golden[f"case{case}/transformer_attribution/start_layer_{start_layer}"]
     assert relative_error(explanation.relevance[0, 0].ravel(), expected) <= 1e-5
 
@@ -235,7 +235,8 @@ class TestBadInput:
             ((images, np.zeros((2, 0), int)), {}, "at least 1"),
             ((images, 3), {}, r"got the shape \(\)"),
             ((images,), {"method": "gradcam"}, "transformer_attribution; got 'gradcam'"),
-            ((images,), {"layer": 1}, "takes the options start_layer; got 'layer'"),
+            ((images,), {"layer": 1}, "takes the options start_layer, rules; got 'layer'"),
+            ((images,), {"rules": "epsilon"}, "rules must be one of stable, chefer, or a Rules; got 'epsilon'"),
             ((images,), {"start_layer": 3}, "0 to 2; got 3"),
             ((images,), {"start_layer": -1}, "0 to 2; got -1"),
         ],
