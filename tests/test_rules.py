@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lrp_jax.rules import CHEFER, GRADIENT, safe_divide, with_gradient
+from lrp_jax.rules import CHEFER, GRADIENT, safe_divide, stable, with_gradient
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-11}
 
@@ -211,3 +211,63 @@ def test_gradient_and_relevance_side_by_side(rng, name):
 def test_side_by_side_needs_an_axis_of_two():
     with pytest.raises(ValueError, match="an axis of 2, got 3"):
         jax.vmap(with_gradient(CHEFER).add)(jnp.ones((3, 4)), jnp.ones((3, 4)))
+
+
+def plain_stable(r, terms, axis, epsilon):
+    """Each term times R z / (z^2 + (epsilon sum|terms|)^2)."""
+    z, magnitude = terms.sum(axis=axis, keepdims=True), np.abs(terms).sum(axis=axis, keepdims=True)
+    return terms * np.expand_dims(r, axis) * z / (z**2 + (epsilon * magnitude) ** 2)
+
+
+@pytest.mark.parametrize("epsilon", [0.03, 0.5])
+def test_stable_rules(rng, epsilon):
+    x, w, r = rng.normal(size=(5, 7)), rng.normal(size=(7, 4)), rng.normal(size=(5, 4))
+    # dense: z is the sum of the positive terms, the magnitude that of all.
+    terms = x[:, :, None] * w
+    z, magnitude = np.maximum(terms, 0).sum(axis=1), np.abs(terms).sum(axis=1)
+    s = r * z / (z**2 + (epsilon * magnitude) ** 2)
+    _, (relevance,) = propagate(lambda x: stable(epsilon).dense(x, jnp.asarray(w), None), [x], r)
+    np.testing.assert_allclose(relevance, (np.maximum(terms, 0) * s[:, None]).sum(axis=2), **TOLERANCE)
+
+    _, (of_x, of_w) = propagate(stable(epsilon).matmul, [x, w], r)
+    share = plain_stable(r, terms, 1, epsilon) / 2
+    np.testing.assert_allclose(of_x, share.sum(axis=2), **TOLERANCE)
+    np.testing.assert_allclose(of_w, share.sum(axis=0), **TOLERANCE)
+
+    a, b, r = rng.normal(size=(3, 5, 4))
+    _, (of_a, of_b) = propagate(stable(epsilon).add, [a, b], r)
+    raw_a, raw_b = plain_stable(r, np.stack([a, b]), 0, epsilon)
+    weight = abs(raw_a.sum()) + abs(raw_b.sum())
+    np.testing.assert_allclose(of_a, raw_a * np.sign(raw_a.sum()) / weight * r.sum(), rtol=1e-7)
+    np.testing.assert_allclose(of_b, raw_b * np.sign(raw_b.sum()) / weight * r.sum(), rtol=1e-7)
+    np.testing.assert_allclose(of_a.sum() + of_b.sum(), r.sum(), rtol=1e-6)  # conserved by the normalisation
+
+
+def test_stable_rules_approach_the_exact_ones(rng):
+    a, b, r = rng.normal(size=(3, 4, 4))
+    for name in ("matmul", "add"):
+        _, exact = propagate(getattr(CHEFER, name), [a, b], r)
+        _, close = propagate(getattr(stable(1e-6), name), [a, b], r)
+        np.testing.assert_allclose(close, exact, rtol=1e-6)
+
+
+def test_stable_matmul_by_hand():
+    # z = 3 - 2 = 1 of terms that sum to 5: with epsilon 0.2 the divisor is 1 + 1 = 2, half of the exact relevance.
+    _, (of_a, of_b) = propagate(stable(0.2).matmul, [np.array([[1.0, 2.0]]), np.array([[3.0], [-1.0]])], [[4.0]])
+    np.testing.assert_allclose(of_a, [[3.0, -2.0]], rtol=1e-8)
+    np.testing.assert_allclose(of_b, [[3.0], [-2.0]], rtol=1e-8)
+
+
+def test_stable_matmul_does_not_jump_where_the_sum_changes_sign():
+    """On the two sides of z = 0 the exact rule's relevance differs without bound, the stable one's hardly."""
+    a = np.array([[1.0, 1.0]])
+    sides = [np.array([[1.0], [-1 + shift]]) for shift in (1e-7, -1e-7)]
+    exact, close = ([propagate(rules.matmul, [a, b], [[1.0]])[1][0] for b in sides] for rules in (CHEFER, stable()))
+    assert np.abs(exact[0] - exact[1]).max() > 1e6
+    assert np.abs(close[0] - close[1]).max() < 1e-3
+
+
+@pytest.mark.parametrize("epsilon", [0.0, -1.0, float("inf"), float("nan")])
+def test_bad_epsilon(epsilon):
+    with pytest.raises(ValueError, match="epsilon must be a positive finite number"):
+        stable(epsilon)
