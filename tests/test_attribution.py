@@ -217,6 +217,15 @@ def test_float32_does_not_blur_stable_maps(demo):
     assert np.quantile(error, 0.99) <= 1e-4
 
 
+def test_products_keep_float32_whatever_the_callers_setting():
+    """On accelerators, where products round by default."""
+    model, params = small_model(jnp.float32)
+    with jax.default_matmul_precision("bfloat16"):
+        program = str(jax.make_jaxpr(lambda p, x: lrp_jax.explain(model, p, x))(params, small_images(1, jnp.float32)))
+    assert program.count("dot_general[") > 20
+    assert program.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == program.count("dot_general[")
+
+
 def test_bfloat16_parameters_give_float32_maps():
     model, params = small_model(jnp.bfloat16)
     images = small_images(2, jnp.float32)
