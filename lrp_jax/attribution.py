@@ -134,7 +134,7 @@ def attention_signals(
     images: ArrayLike,
     targets: ArrayLike | None = None,
     *,
-    rules: str | Rules = "stable",
+    rules: str | Rules = "chefer",
 ) -> AttentionSignals:
     """Attention, its gradient and its relevance, in every block.
 
@@ -162,7 +162,7 @@ def transformer_attribution(
     targets: Array | None,
     *,
     start_layer: int = 0,
-    rules: str | Rules = "stable",
+    rules: str | Rules = "chefer",
 ) -> Explanation:
     """Relevance and gradient of the attention, combined over the blocks (Chefer et al. 2021, equations 13 and 14).
 
@@ -270,8 +270,9 @@ def _check(model: Model, params: Params, images: ArrayLike, targets: ArrayLike |
         raise ValueError(
             f"images must be float32 or float64, normalised for the model (lrp_jax.preprocess), got {images.dtype}."
         )
-    if _is_concrete(images) and not jnp.isfinite(images).all():
-        raise ValueError("images must be finite, got NaN or infinite pixels.")
+    with jax.ensure_compile_time_eval():  # a known array is checked inside the caller's jit as well
+        if _is_concrete(images) and not jnp.isfinite(images).all():
+            raise ValueError("images must be finite, got NaN or infinite pixels.")
     if targets is None:
         return images, None
     targets = jnp.asarray(targets)
@@ -283,8 +284,9 @@ def _check(model: Model, params: Params, images: ArrayLike, targets: ArrayLike |
         )
     image = jax.ShapeDtypeStruct(images.shape[1:], images.dtype)
     classes = _forward.eval_shape(model, params, image)[0].shape[0]
-    if _is_concrete(targets) and not ((targets >= 0) & (targets < classes)).all():
-        raise ValueError(f"targets must be class indices 0 to {classes - 1}, got {np.asarray(targets).tolist()}.")
+    with jax.ensure_compile_time_eval():
+        if _is_concrete(targets) and not ((targets >= 0) & (targets < classes)).all():
+            raise ValueError(f"targets must be class indices 0 to {classes - 1}, got {np.asarray(targets).tolist()}.")
     return images, targets[:, None] if targets.ndim == 1 else targets
 
 

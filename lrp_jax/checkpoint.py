@@ -49,7 +49,7 @@ def load(source: str | os.PathLike[str]) -> tuple[ViT, Params]:
     try:
         fields: dict[str, Any] = json.loads(metadata["config"])
         model = ViT(ViTConfig(**fields))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{source} has a damaged configuration: {error}") from error
     try:
         return model, unflatten_params(model, tensors)
@@ -89,7 +89,7 @@ def unflatten_params(model: ViT, tensors: Mapping[str, np.ndarray]) -> Params:
         The parameters, as ``jax.Array``.
 
     Raises:
-        ValueError: names are missing or unexpected, or an array has the wrong shape or is not floating.
+        ValueError: names are missing or unexpected, or an array has the wrong shape, is not floating or not finite.
     """
     image = jax.ShapeDtypeStruct(model.config.image_shape, jnp.float32)
     expected = flax.traverse_util.flatten_dict(jax.eval_shape(model.init, jax.random.key(0), image)["params"], sep=".")
@@ -100,6 +100,8 @@ def unflatten_params(model: ViT, tensors: Mapping[str, np.ndarray]) -> Params:
             problems.append(f"{name} has the shape {tensors[name].shape}, expected {expected[name].shape}")
         elif not jnp.issubdtype(tensors[name].dtype, jnp.floating):
             problems.append(f"{name} is {tensors[name].dtype}, expected floating point")
+        elif not np.isfinite(tensors[name]).all():
+            problems.append(f"{name} holds NaN or infinite values")
     if problems:
         raise ValueError("the parameters do not fit the configuration: " + listed(problems))
     return flax.traverse_util.unflatten_dict({k: jnp.asarray(v) for k, v in tensors.items()}, sep=".")

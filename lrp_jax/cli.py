@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _explain_command(options)
     except KeyboardInterrupt:
-        print("lrp-jax: interrupted; the panels listed or written so far are whole.", file=sys.stderr)
+        print("lrp-jax: interrupted; the panels written so far are whole.", file=sys.stderr)
         return _INTERRUPTED
     except (OSError, ValueError) as error:
         print(f"lrp-jax: error: {_one_line(error)}", file=sys.stderr)
@@ -86,7 +86,9 @@ def _parser() -> argparse.ArgumentParser:
         "--start-layer", type=int, metavar="S", help="first block that enters the map (default: 0, all of them)"
     )
     command.add_argument(
-        "--rules", choices=list(RULES), help="how relevance is propagated: the paper's way, or stable (default: stable)"
+        "--rules",
+        choices=list(RULES),
+        help="how relevance is propagated: as in the paper, or stable in float32 (default: chefer, the paper)",
     )
     command.add_argument(
         "--output", type=Path, default=Path("lrp_jax_maps"), metavar="FOLDER", help="(default: %(default)s)"
@@ -99,10 +101,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text}")
-    return value
+    return int(text)
 
 
 def _explain_command(options: argparse.Namespace) -> int:
@@ -138,12 +139,18 @@ def _explain_command(options: argparse.Namespace) -> int:
                 results = jax.tree.map(np.asarray, run(params, images))
                 for b, (path, picture) in enumerate(pictures.items()):
                     result = {name: values[b] for name, values in results.items()}
-                    rows = _write(panels[path], picture, result, model.config, npz=options.npz)
+                    try:
+                        rows = _write(panels[path], picture, result, model.config, npz=options.npz)
+                    except OSError as error:
+                        skipped += 1
+                        errors.print(f"lrp-jax: skipped: {_one_line(error)}", markup=False)
+                        continue
                     for k, row in enumerate(rows):
                         table.add_row(*(("", *row, "") if k else (str(path), *row, str(panels[path]))))
             progress.advance(task, min(size, len(paths) - start))
     # A file or a pipe has no width.
-    Console(width=None if sys.stdout.isatty() else 10_000, highlight=False, markup=False).print(table)
+    if table.row_count and sys.stdout is not None:
+        Console(width=None if sys.stdout.isatty() else 10_000, highlight=False, markup=False).print(table)
     if skipped:
         print(f"lrp-jax: {skipped} of {len(paths)} images were skipped.", file=sys.stderr)
     return _FAILED if skipped else 0
@@ -154,7 +161,7 @@ def _compiled(model: ViT, options: argparse.Namespace) -> Callable[[Params, Arra
     config = model.config
     given = {"start_layer": options.start_layer, "rules": options.rules}
     settings = {name: value for name, value in given.items() if value is not None}
-    asked = None if options.target is None else np.array([_class_index(word, config) for word in options.target])
+    asked = options.target and np.array(list(dict.fromkeys(_class_index(word, config) for word in options.target)))
     if options.top_k > config.num_classes:
         raise ValueError(f"--top-k must be at most the model's {config.num_classes} classes, got {options.top_k}.")
 
@@ -201,7 +208,10 @@ def _pictures(arguments: Sequence[Path]) -> list[Path]:
             paths.append(argument)
         else:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(argument))
-    return list(dict.fromkeys(paths))
+    unique: dict[Path, Path] = {}
+    for path in paths:
+        unique.setdefault(path.resolve(), path)
+    return list(unique.values())
 
 
 def _panels(paths: Sequence[Path], folder: Path) -> dict[Path, Path]:

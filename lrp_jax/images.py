@@ -6,6 +6,7 @@ A picture is a ``PIL.Image``; an image is float32 ``[H, W, channels]``, normalis
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 
 import jax
@@ -53,19 +54,25 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
         OSError: there is no such file, or it cannot be read.
         ValueError: it is no picture, is truncated or damaged, or has floating-point pixels.
     """
-    with open(path, "rb") as file:
+    with open(path, "rb") as file, warnings.catch_warnings():
         try:
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             opened = Image.open(file)
             opened.load()
             image: Image.Image = ImageOps.exif_transpose(opened)
         except UnidentifiedImageError as error:
             raise ValueError(f"{path} is not a picture of a known format.") from error
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except Image.DecompressionBombError as error:
+            raise ValueError(f"{path} is too large a picture: {error}") from error
+        except (OSError, SyntaxError, ValueError) as error:
             raise ValueError(f"{path} is a damaged picture: {error}") from error
     if image.mode == "F":
         raise ValueError(f"{path} has floating-point pixels, expected 8 or 16 bits.")
     if image.mode.startswith("I"):  # 16 bits of grey
-        image = Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) // 257).astype(np.uint8))
+        grey = np.asarray(image).astype(np.int64)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise ValueError(f"{path} has pixels from {grey.min()} to {grey.max()}, expected 8 or 16 bits.")
+        image = Image.fromarray((grey // 257).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -90,6 +97,12 @@ def crop(picture: Image.Image, config: ViTConfig) -> Image.Image:
         raise ValueError(f"a picture has 1 or 3 channels, the model expects {config.channels}.")
     picture = picture.convert(modes[config.channels])
     rows, cols, _ = config.image_shape
+    # Of a very long strip only the middle is ever seen: not to enlarge it all.
+    longest = 100 * min(picture.size)
+    if max(picture.size) > longest and not isinstance(config.resize, tuple):
+        width, height = (min(edge, longest) for edge in picture.size)
+        left, top = (picture.width - width) // 2, (picture.height - height) // 2
+        picture = picture.crop((left, top, left + width, top + height))
     if isinstance(config.resize, tuple):
         height, width = config.resize
     else:

@@ -45,7 +45,7 @@ _VARIANTS = {
 
 def _pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
     """``value`` as (rows, columns)."""
-    pair = (value, value) if isinstance(value, int) else tuple(value)
+    pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, (tuple, list)) else ()
     if len(pair) != 2 or not all(isinstance(v, int) and v > 0 for v in pair):
         raise ValueError(f"{name} must be a positive int or a pair (rows, columns) of them, got {value!r}.")
     return pair
@@ -118,7 +118,10 @@ class ViTConfig:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}.")
         for name in ("mean", "std"):
-            values = tuple(float(v) for v in getattr(self, name))
+            given = getattr(self, name)
+            if not isinstance(given, (tuple, list)) or not all(isinstance(v, (int, float)) for v in given):
+                raise ValueError(f"{name} must hold 1 or {self.channels} finite numbers, got {given!r}.")
+            values = tuple(map(float, given))
             if len(values) not in (1, self.channels) or not all(map(math.isfinite, values)):
                 raise ValueError(f"{name} must hold 1 or {self.channels} finite numbers, got {values}.")
             fix(name, values)
@@ -126,16 +129,21 @@ class ViTConfig:
             raise ValueError(f"std must be positive, got {self.std}.")
         for name in ("norm_epsilon", "final_norm_epsilon"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
+            if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}.")
         if isinstance(self.resize, int) and not self.resize >= max(rows, cols):
             raise ValueError(f"resize ({self.resize}) must be at least the larger edge of image_size {(rows, cols)}.")
-        if isinstance(self.resize, (tuple, list)):
+        if self.resize is not None and not isinstance(self.resize, int):
             fix("resize", _pair("resize", self.resize))
             if any(r < s for r, s in zip(self.resize, (rows, cols), strict=True)):
                 raise ValueError(f"resize {self.resize} must be at least image_size {(rows, cols)} in both directions.")
         if not self.crop and self.resize != (rows, cols):
             raise ValueError(f"without crop, resize must be image_size {(rows, cols)}, got {self.resize}.")
+        for name in ("qkv_bias", "crop", "multi_label"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}.")
+        if isinstance(self.class_names, str):
+            raise ValueError(f"class_names must be a sequence of names, got {self.class_names!r}.")
         fix("class_names", tuple(map(str, self.class_names)))
         if self.class_names and len(self.class_names) != self.num_classes:
             raise ValueError(f"class_names must hold {self.num_classes} names or none, got {len(self.class_names)}.")

@@ -38,7 +38,7 @@ def small_images(n, dtype=jnp.float64, shape=(16, 16, 3)):
 def test_signals_equal_the_authors(golden, golden_model, golden_images, case):
     expected = {k.removeprefix(f"case{case}/"): v for k, v in golden.items() if k.startswith(f"case{case}/")}
     image, target = golden_images[expected["image"]], expected["target"]
-    signals = lrp_jax.attention_signals(*golden_model, image[None], target[None], rules="chefer")
+    signals = lrp_jax.attention_signals(*golden_model, image[None], target[None])
     assert relative_error(signals.logits[0], expected["logits"]) <= 1e-12
     for layer in range(len(expected["attention"])):
         assert relative_error(signals.attention[0, layer], expected["attention"][layer]) <= 1e-12
@@ -106,6 +106,8 @@ def test_inside_the_callers_transforms(method):
         return lrp_jax.explain(model, params, images, targets, method=method)
 
     chex.assert_trees_all_close(jax.jit(explain)(params, images, targets), expected, rtol=1e-10)
+    closed_over = jax.jit(lambda params: explain(params, images, targets))(params)
+    chex.assert_trees_all_close(closed_over, expected, rtol=1e-10)
     by_pairs = jax.vmap(explain, in_axes=(None, 0, 0))(
         params, images.reshape(2, 2, 16, 16, 3), targets.reshape(2, 2, 2)
     )
@@ -212,7 +214,7 @@ def test_float32_does_not_blur_stable_maps(demo):
     maps = []
     for dtype in (jnp.float32, jnp.float64):
         typed = [jax.tree.map(lambda x, dtype=dtype: x.astype(dtype), tree) for tree in (params, scenes.images)]
-        maps.append(lrp_jax.explain(model, *typed, scenes.labels).relevance)
+        maps.append(lrp_jax.explain(model, *typed, scenes.labels, rules="stable").relevance)
     error = jnp.abs(maps[0].astype(jnp.float64) - maps[1]).max((2, 3)) / maps[1].max((2, 3))
     assert np.quantile(error, 0.99) <= 1e-4
 
@@ -230,8 +232,8 @@ def test_bfloat16_parameters_give_float32_maps():
     model, params = small_model(jnp.bfloat16)
     images = small_images(2, jnp.float32)
     with jax.numpy_dtype_promotion("standard"):
-        low = lrp_jax.explain(model, params, images)
-    full = lrp_jax.explain(model, jax.tree.map(lambda p: p.astype(jnp.float32), params), images)
+        low = lrp_jax.explain(model, params, images, rules="stable")
+    full = lrp_jax.explain(model, jax.tree.map(lambda p: p.astype(jnp.float32), params), images, rules="stable")
     assert low.relevance.dtype == jnp.float32
     np.testing.assert_allclose(low.relevance, full.relevance, rtol=1e-4, atol=1e-6)
 

@@ -64,6 +64,8 @@ def rewrite(path, change):
         (lambda t, m: t.update(extra=np.zeros(1, np.float32)), "unexpected extra"),
         (lambda t, m: t.update({"norm.bias": np.zeros(3, np.float32)}), r"norm.bias has the shape \(3,\), .*\(8,\)"),
         (lambda t, m: t.update({"norm.bias": np.zeros(8, np.int32)}), "norm.bias is int32, expected floating"),
+        (lambda t, m: t.update({"norm.bias": np.full(8, np.nan, np.float32)}), "norm.bias holds NaN"),
+        (lambda t, m: m.update(config="[" * 100_000), "damaged configuration"),
         (lambda t, m: m.pop("format"), "format is None, expected 'lrp_jax.vit.1'.*lrp_jax.convert"),
         (lambda t, m: m.update(config="{"), "damaged configuration"),
         (lambda t, m: m.update(config=json.dumps({"depths": 3})), "damaged configuration: .*depths"),

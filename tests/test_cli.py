@@ -98,6 +98,15 @@ def test_damaged_images_are_skipped_and_named(run, tmp_path):
     assert "scene-1.explained.png" in out
 
 
+def test_what_cannot_be_written_is_skipped_and_named(run, tmp_path):
+    long = "b" * 245 + ".png"
+    lrp_jax.read_image(SCENE).save(tmp_path / long)
+    status, out, err = run(long, SCENE)
+    assert status == 1
+    assert "File name too long" in err
+    assert "scene-1.explained.png" in out
+
+
 def test_inputs_are_never_overwritten(run, tmp_path):
     taken = tmp_path / "scene.explained.png"
     for path in (taken, tmp_path / "scene.png"):
@@ -118,7 +127,7 @@ def test_inputs_are_never_overwritten(run, tmp_path):
         (["--target", "sevn"], "or a class name (seven, ...); got 'sevn'"),
         (["--top-k", "11"], "at most the model's 10 classes, got 11"),
         (["--top-k", "0"], "expected a number of at least 1, got 0"),
-        (["--top-k", "many"], "invalid"),
+        (["--top-k", "many"], "expected a number of at least 1, got many"),
         (["--method", "gradcam"], "invalid choice: 'gradcam'"),
         (["--start-layer", "6"], "start_layer must be a block, 0 to 5; got 6"),
         (["--batch-size", "-1"], "expected a number of at least 1, got -1"),

@@ -104,7 +104,7 @@ def test_resize_and_crop(pixels, resize, cropped, expected):
     np.testing.assert_array_equal(np.asarray(crop(image, config)), np.asarray(expected(image)))
 
 
-@pytest.mark.parametrize("size", [(1, 1), (500, 3), (3, 500), (64, 64)])
+@pytest.mark.parametrize("size", [(1, 1), (500, 3), (3, 500), (64, 64), (1_000_000, 1)])
 def test_any_size_fits(size):
     config = lrp_jax.ViTConfig(image_size=(24, 40), patch_size=8)
     assert lrp_jax.preprocess(Image.new("RGB", size), config).shape == (24, 40, 3)

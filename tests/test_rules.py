@@ -23,7 +23,7 @@ def plain_divide(a, b):
 
 
 def plain_dense(x, w, r):
-    """Chefer et al., equation 4 with both signs, term by term."""
+    """The z-plus rule with both signs, term by term."""
     share = x[:, :, None] * w * ((x[:, :, None] > 0) == (w > 0))  # [n, in, out]
     return (share * plain_divide(r, share.sum(axis=1))[:, None]).sum(axis=2)
 
