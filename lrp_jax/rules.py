@@ -269,7 +269,7 @@ def stable(epsilon: float = 0.03) -> Rules:
 
 
 #: Rule sets of relevance by name.
-RULES: dict[str, Rules] = {"stable": stable(), "chefer": CHEFER}
+RULES: dict[str, Rules] = {"chefer": CHEFER, "stable": stable()}
 
 
 def with_gradient(rules: Rules) -> Rules:

@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--model", default="B/16", help="demo, or a size such as B/16, with random weights")
     parser.add_argument("--images", type=int, nargs="+", help="numbers of images, each with each of --classes")
     parser.add_argument("--classes", type=int, nargs="+", default=[1])
-    parser.add_argument("--rules", choices=list(RULES), default="stable")
+    parser.add_argument("--rules", choices=list(RULES), default="chefer")
     parser.add_argument("--start-layer", type=int, default=0)
     parser.add_argument(
         "--dtype", choices=("float32", "float64", "bfloat16"), default="float32", help="of the parameters"

@@ -295,7 +295,7 @@ class TestBadInput:
             ((images, 3), {}, r"got the shape \(\)"),
             ((images,), {"method": "gradcam"}, "transformer_attribution; got 'gradcam'"),
             ((images,), {"layer": 1}, "takes the options start_layer, rules; got 'layer'"),
-            ((images,), {"rules": "epsilon"}, "rules must be one of stable, chefer, or a Rules; got 'epsilon'"),
+            ((images,), {"rules": "epsilon"}, "rules must be one of chefer, stable, or a Rules; got 'epsilon'"),
             ((images,), {"start_layer": 3}, "0 to 2; got 3"),
             ((images,), {"start_layer": -1}, "0 to 2; got -1"),
         ],
