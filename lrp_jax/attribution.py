@@ -37,6 +37,9 @@ class Model(Protocol):
     def forward(self, params: Params, image: Array, taps: Array | None, rules: Rules) -> tuple[Array, Array]:
         """Classify one image with the operations of ``rules``.
 
+        The operations take leading axes of their own accord and must not stand under a ``jax.vmap`` inside this
+        function: see :func:`lrp_jax.rules.with_gradient`.
+
         Args:
             params: the parameters, any pytree.
             image: ``[H, W, channels]``.
