@@ -119,8 +119,13 @@ def _explain_command(options: argparse.Namespace) -> int:
     options.output.mkdir(parents=True, exist_ok=True)
 
     table = Table("image", "class", "probability", "panel", box=None, pad_edge=False)
-    skipped = 0
+    skipped = []
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+    def skip(path: Path, error: Exception) -> None:
+        skipped.append(path)
+        errors.print(f"lrp-jax: skipped: {_one_line(error)}", markup=False)
+
     columns = (TextColumn("explaining"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=errors, disable=len(paths) == size) as progress:
         task = progress.add_task("", total=len(paths))
@@ -130,8 +135,7 @@ def _explain_command(options: argparse.Namespace) -> int:
                 try:
                     pictures[path] = crop(read_image(path), model.config)
                 except (OSError, ValueError) as error:
-                    skipped += 1
-                    errors.print(f"lrp-jax: skipped: {_one_line(error)}", markup=False)
+                    skip(path, error)
             if pictures:
                 images = np.zeros(shape, np.float32)  # every batch has one size, so that one compilation serves all
                 for b, picture in enumerate(pictures.values()):
@@ -142,8 +146,7 @@ def _explain_command(options: argparse.Namespace) -> int:
                     try:
                         rows = _write(panels[path], picture, result, model.config, npz=options.npz)
                     except OSError as error:
-                        skipped += 1
-                        errors.print(f"lrp-jax: skipped: {_one_line(error)}", markup=False)
+                        skip(path, error)
                         continue
                     for k, row in enumerate(rows):
                         table.add_row(*(("", *row, "") if k else (str(path), *row, str(panels[path]))))
@@ -152,7 +155,7 @@ def _explain_command(options: argparse.Namespace) -> int:
     if table.row_count and sys.stdout is not None:
         Console(width=None if sys.stdout.isatty() else 10_000, highlight=False, markup=False).print(table)
     if skipped:
-        print(f"lrp-jax: {skipped} of {len(paths)} images were skipped.", file=sys.stderr)
+        print(f"lrp-jax: {len(skipped)} of {len(paths)} images were skipped.", file=sys.stderr)
     return _FAILED if skipped else 0
 
 

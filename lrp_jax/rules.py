@@ -112,6 +112,12 @@ def _identity_backward(_: Callable[..., Array], no_relevance: tuple[None, ...], 
 _identity.defvjp(_identity_forward, _identity_backward)
 
 
+def _dense_and_residuals(x: Array, kernel: Array, bias: Array | None) -> tuple[Array, tuple[Array, ...]]:
+    """``_dense``, and what its rules need of it: the bias takes no part."""
+    product = x @ kernel
+    return (product if bias is None else product + bias), (x, kernel, product)
+
+
 # dense, z-plus with both signs:
 #   Z = x+ w+ + x- w-,  S = R / Z,  R_x = x+ (S w+^T) + x- (S w-^T).
 # With x w at hand from the forward pass, Z = (x w + |x| |w|) / 2 and
@@ -126,16 +132,15 @@ def _chefer_dense(epsilon: float, x: Array, kernel: Array, bias: Array | None) -
 def _chefer_dense_forward(
     epsilon: float, x: Array, kernel: Array, bias: Array | None
 ) -> tuple[Array, tuple[Array, ...]]:
-    product = x @ kernel
-    return (product if bias is None else product + bias), (x, kernel, product)
+    return _dense_and_residuals(x, kernel, bias)
 
 
 def _chefer_dense_backward(epsilon: float, residuals: tuple[Array, ...], r: Array) -> tuple[Array, None, None]:
     x, kernel, product = residuals
-    magnitude = jnp.abs(kernel)
-    terms = jnp.abs(x) @ magnitude
-    s = _divide(r, (product + terms) / 2, terms, epsilon)
-    return (x * (s @ kernel.T) + jnp.abs(x) * (s @ magnitude.T)) / 2, None, None
+    absolute = jnp.abs(kernel)
+    magnitude = jnp.abs(x) @ absolute
+    s = _divide(r, (product + magnitude) / 2, magnitude, epsilon)
+    return (x * (s @ kernel.T) + jnp.abs(x) * (s @ absolute.T)) / 2, None, None
 
 
 _chefer_dense.defvjp(_chefer_dense_forward, _chefer_dense_backward)
@@ -151,8 +156,7 @@ def _zb_patch_embed(x: Array, kernel: Array, bias: Array | None) -> Array:
 
 
 def _zb_patch_embed_forward(x: Array, kernel: Array, bias: Array | None) -> tuple[Array, tuple[Array, ...]]:
-    product = x @ kernel
-    return (product if bias is None else product + bias), (x, kernel, product)
+    return _dense_and_residuals(x, kernel, bias)
 
 
 def _zb_patch_embed_backward(residuals: tuple[Array, ...], r: Array) -> tuple[Array, None, None]:

@@ -5,8 +5,9 @@
 
 Each row runs in a process of its own. A forward pass and an explanation are timed in turn; cost is the median of the
 pairs' ratios: seconds of an explanation, over seconds of a forward pass of one image, over the number of maps. GFLOP
-are those of the matrix products in the program that is compiled, loops counted as often as they run (XLA's own count
-takes a loop's body once). Temporaries are what XLA allots beside parameters, images and results.
+are those of the matrix products in the program as traced, before XLA drops what is not used, loops counted as often as
+they run (XLA's own count takes a loop's body once). Temporaries are what XLA allots beside parameters, images and
+results.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from lrp_jax.rules import GRADIENT, RULES
 
 
 def products(jaxpr: Any) -> float:
-    """Floating-point operations of the matrix products of a program without dead code."""
+    """Floating-point operations of the matrix products of a program."""
     total = 0.0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":

@@ -105,12 +105,7 @@ class Study:
     def __init__(self, model: lrp_jax.ViT, params: Any, images: np.ndarray, targets: np.ndarray, batch: int) -> None:
         self.model, self.params, self.images, self.targets, self.batch = model, params, images, targets, batch
 
-    def maps(
-        self,
-        rules: Rules,
-        precision: str,
-        transform: Callable[[Callable[..., Array]], Callable[..., Array]] | None = None,
-    ) -> np.ndarray:
+    def maps(self, rules: Rules, precision: str, transform: Transform | None = None) -> np.ndarray:
         """Maps ``[n, K, rows, cols]``, float64."""
         dtype = jnp.float64 if precision == "float64" else jnp.float32
         model = Cast(self.model, jnp.bfloat16) if precision == "bfloat16 throughout" else self.model
