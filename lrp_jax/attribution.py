@@ -137,7 +137,7 @@ def attention_signals(
     images: ArrayLike,
     targets: ArrayLike | None = None,
     *,
-    rules: str | Rules = "chefer",
+    rules: str | Rules = "stable",
 ) -> AttentionSignals:
     """Attention, its gradient and its relevance, in every block.
 
@@ -165,7 +165,7 @@ def transformer_attribution(
     targets: Array | None,
     *,
     start_layer: int = 0,
-    rules: str | Rules = "chefer",
+    rules: str | Rules = "stable",
 ) -> Explanation:
     """Relevance and gradient of the attention, combined over the blocks (Chefer et al. 2021, equations 13 and 14).
 
@@ -178,8 +178,8 @@ def transformer_attribution(
         image: ``[H, W, channels]``.
         targets: int ``[K]``, or None for the predicted class.
         start_layer: s, the first block that enters the product: 0 in the paper's definition, 1 in its evaluation.
-        rules: of the relevance, a name in :data:`lrp_jax.rules.RULES` or a rule set: ``"chefer"``, the paper's, or
-            ``"stable"``, the paper's but for divisions that float32 does not blur.
+        rules: of the relevance, a name in :data:`lrp_jax.rules.RULES` or a rule set: ``"stable"``, the paper's but for
+            divisions that float32 does not blur, or ``"chefer"``, the paper's to the letter.
 
     Returns:
         The explanation of one image: no batch axis.

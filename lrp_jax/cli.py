@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--rules",
         choices=list(RULES),
-        help="how relevance is propagated: as in the paper, or stable in float32 (default: chefer, the paper)",
+        help="how relevance is propagated: the paper's rules made stable in float32, or to the letter (default: stable)",
     )
     command.add_argument(
         "--output", type=Path, default=Path("lrp_jax_maps"), metavar="FOLDER", help="(default: %(default)s)"

@@ -329,21 +329,25 @@ def _double(
 
 def _double_forward(
     gradient: Callable[..., Array], rule: Callable[..., Array], paired: tuple[bool, ...], *arrays: Array
-) -> tuple[Array, tuple[Callable[..., Any], ...]]:
-    first = [a[0] for a, p in zip(arrays, paired, strict=True) if p]
-    value, gradient_vjp = jax.vjp(lambda *x: gradient(*_merge(paired, x, arrays)), *first)
-    _, rule_vjp = jax.vjp(lambda *x: rule(*_merge(paired, x, arrays)), *first)
-    return jnp.broadcast_to(value, (2, *value.shape)), (gradient_vjp, rule_vjp)
+) -> tuple[Array, tuple[Callable[..., Any], tuple[Array, ...]]]:
+    arrays = tuple(a[0] if p else a for a, p in zip(arrays, paired, strict=True))
+    first = [a for a, p in zip(arrays, paired, strict=True) if p]
+    value, rule_vjp = jax.vjp(lambda *x: rule(*_merge(paired, x, arrays)), *first)
+    return jnp.broadcast_to(value, (2, *value.shape)), (rule_vjp, arrays)
 
 
 def _double_backward(
     gradient: Callable[..., Array],
     rule: Callable[..., Array],
     paired: tuple[bool, ...],
-    residuals: tuple[Callable[..., Any], ...],
+    residuals: tuple[Callable[..., Any], tuple[Array, ...]],
     cotangents: Array,
 ) -> tuple[Array | None, ...]:
-    gradient_vjp, rule_vjp = residuals
+    rule_vjp, arrays = residuals
+    first = [a for a, p in zip(arrays, paired, strict=True) if p]
+    # Linearised here, not in the forward pass, which would keep every product twice: what the gradient needs of a
+    # product are its operands, and XLA drops the product.
+    _, gradient_vjp = jax.vjp(lambda *x: gradient(*_merge(paired, x, arrays)), *first)
     pairs = zip(gradient_vjp(cotangents[0]), rule_vjp(cotangents[1]), strict=True)
     return tuple(_merge(paired, map(jnp.stack, pairs), (None,) * len(paired)))
 

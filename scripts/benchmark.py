@@ -2,28 +2,39 @@
 
     python scripts/benchmark.py                                    # B/16: 1 x 1, 1 x 5 and 4 x 5 images x classes
     python scripts/benchmark.py --images 1 2 4 8 --classes 1 2 5 10
+    python scripts/benchmark.py --reference ../Transformer-Explainability   # and beside the authors' code
 
 Each row runs in a process of its own. A forward pass and an explanation are timed in turn; cost is the median of the
 pairs' ratios: seconds of an explanation, over seconds of a forward pass of one image, over the number of maps. GFLOP
-are those of the matrix products in the program as traced, before XLA drops what is not used, loops counted as often as
-they run (XLA's own count takes a loop's body once). Temporaries are what XLA allots beside parameters, images and
+are those of the matrix products that are left once what is not used is dropped, loops counted as often as they run
+(the cost analysis of XLA takes a loop's body once). Temporaries are what XLA allots beside parameters, images and
 results.
+
+A second table times other implementations beside ours, in turn, on one image and one class of the same architecture
+with random weights: the authors' code, from a checkout of their repository given by ``--reference``, and what is
+installed of captum, lxt and grad-cam (the extra ``bench`` installs all three and what the authors' code needs).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib.util
+import io
 import itertools
 import math
 import multiprocessing
+import os
 import resource
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.interpreters.partial_eval import dce_jaxpr
 
 import lrp_jax
 from lrp_jax.rules import GRADIENT, RULES
@@ -44,16 +55,28 @@ def products(jaxpr: Any) -> float:
     return total
 
 
-def measure(variant: str, images: int, classes: int, settings: dict[str, Any], dtype: str, repeats: int) -> list[str]:
-    """One row of the table."""
-    if dtype == "float64":
-        jax.config.update("jax_enable_x64", True)
+def seconds(function: Callable[..., Any], *arguments: Any) -> float:
+    """How long a call takes, results included."""
+    start = time.perf_counter()
+    jax.block_until_ready(function(*arguments))
+    return time.perf_counter() - start
+
+
+def draw(variant: str, dtype: str) -> tuple[lrp_jax.ViT, Any]:
+    """The demo model, or one of a published size with random weights."""
     if variant == "demo":
         model, params = lrp_jax.load("demo")
     else:
         model = lrp_jax.ViT(lrp_jax.ViTConfig.from_variant(variant))
         params = jax.jit(model.init)(jax.random.key(0), jnp.zeros(model.config.image_shape, jnp.float32))["params"]
-    params = jax.tree.map(lambda p: p.astype(dtype), params)
+    return model, jax.tree.map(lambda p: p.astype(dtype), params)
+
+
+def measure(variant: str, images: int, classes: int, settings: dict[str, Any], dtype: str, repeats: int) -> list[str]:
+    """One row of the table."""
+    if dtype == "float64":
+        jax.config.update("jax_enable_x64", True)
+    model, params = draw(variant, dtype)
     kind = "float32" if dtype == "bfloat16" else dtype
     rng = np.random.default_rng(0)
     batch = jnp.asarray(rng.standard_normal((images, *model.config.image_shape)), kind)
@@ -62,14 +85,10 @@ def measure(variant: str, images: int, classes: int, settings: dict[str, Any], d
     forward = jax.jit(lambda p, x: jax.vmap(lambda i: model.forward(p, i, None, GRADIENT)[0])(x))
     explain = jax.jit(lambda p, x, t: lrp_jax.explain(model, p, x, t, **settings).relevance)
     traced = explain.trace(params, batch, targets)
+    used, _ = dce_jaxpr(traced.jaxpr.jaxpr, [True] * len(traced.jaxpr.out_avals))
     start = time.perf_counter()
     compiled = traced.lower().compile()
     compile_time = time.perf_counter() - start
-
-    def seconds(function: Any, *arguments: Any) -> float:
-        start = time.perf_counter()
-        jax.block_until_ready(function(*arguments))
-        return time.perf_counter() - start
 
     seconds(forward, params, batch[:1])
     seconds(compiled, params, batch, targets)
@@ -82,11 +101,138 @@ def measure(variant: str, images: int, classes: int, settings: dict[str, Any], d
         f"{np.median([e / f for f, e in pairs]) / maps:.2f}",
         f"{1e3 * np.median([f for f, _ in pairs]):.0f}",
         f"{1e3 * np.median([e for _, e in pairs]) / maps:.0f}",
-        f"{products(traced.jaxpr) / 1e9 / maps:.0f}",
+        f"{products(used) / 1e9 / maps:.0f}",
         f"{compile_time:.1f}",
         f"{memory.temp_size_in_bytes / 1e9:.2f}" if memory else "-",
         f"{resident:.2f}",
     ]
+
+
+def reference(path: str, config: lrp_jax.ViTConfig, device: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The forward pass and the map of the authors' code: (image ``[1, channels, H, W]``), and (image, target)."""
+    import torch
+
+    sys.path.insert(0, path)
+    from baselines.ViT.ViT_LRP import VisionTransformer  # type: ignore[import-not-found]
+
+    model = VisionTransformer(
+        img_size=config.image_shape[0],
+        patch_size=config.image_shape[0] // config.grid[0],
+        in_chans=config.channels,
+        num_classes=config.num_classes,
+        embed_dim=config.width,
+        depth=config.depth,
+        num_heads=config.num_heads,
+        mlp_ratio=config.mlp_dim / config.width,
+        qkv_bias=config.qkv_bias,
+    )
+    model = model.eval().to(device)
+
+    def explain(image: Any, target: int) -> Any:  # as their LRP.generate_LRP, which runs on CUDA only
+        one_hot = torch.nn.functional.one_hot(torch.tensor([target]), config.num_classes).float().to(device)
+        model.zero_grad()
+        (one_hot * model(image)).sum().backward(retain_graph=True)
+        with contextlib.redirect_stdout(io.StringIO()):  # their add rule prints a line a call
+            return model.relprop(one_hot, method="transformer_attribution", start_layer=0, alpha=1)
+
+    return model, explain
+
+
+def peer(name: str, config: lrp_jax.ViTConfig, device: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The forward pass and the map of another library on torchvision's Vision Transformer, as of :func:`reference`."""
+    import torch
+    from torchvision.models import vision_transformer  # type: ignore[import-untyped]
+
+    if name == "lxt":
+        from lxt.efficient import monkey_patch, monkey_patch_zennit  # type: ignore[import-not-found]
+        from zennit.composites import LayerMapComposite  # type: ignore[import-untyped]
+        from zennit.rules import Gamma  # type: ignore[import-untyped]
+
+        monkey_patch(vision_transformer)
+        monkey_patch_zennit()
+
+    model = vision_transformer.VisionTransformer(
+        image_size=config.image_shape[0],
+        patch_size=config.image_shape[0] // config.grid[0],
+        num_layers=config.depth,
+        num_heads=config.num_heads,
+        hidden_dim=config.width,
+        mlp_dim=config.mlp_dim,
+        num_classes=config.num_classes,
+    )
+    torch.nn.init.normal_(model.heads.head.weight, std=0.02)
+    model = model.eval().to(device)
+
+    if name == "captum":
+        from captum.attr import InputXGradient  # type: ignore[import-untyped]
+
+        return model, lambda image, target: InputXGradient(model).attribute(image.requires_grad_(), target=target)
+    if name == "grad-cam":
+        from pytorch_grad_cam import GradCAM  # type: ignore[import-untyped]
+        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget  # type: ignore[import-untyped]
+
+        def grid(tokens: Any) -> Any:
+            return tokens[:, 1:].mT.reshape(len(tokens), -1, *config.grid)
+
+        cam = GradCAM(model, [model.encoder.layers[-1].ln_1], reshape_transform=grid)
+        return model, lambda image, target: cam(image, [ClassifierOutputTarget(target)])
+
+    rules = LayerMapComposite([(torch.nn.Conv2d, Gamma(100.0)), (torch.nn.Linear, Gamma(0.05))])
+
+    def explain(image: Any, target: int) -> Any:
+        image = image.detach().requires_grad_()
+        rules.register(model)
+        model(image)[0, target].backward()
+        rules.remove()
+        return image * image.grad
+
+    return model, explain
+
+
+PEERS = {  # module to look for, what is timed
+    "captum": ("captum", "input x gradient"),
+    "grad-cam": ("pytorch_grad_cam", "GradCAM at the last block"),
+    "lxt": ("lxt", "AttnLRP, gamma rules"),
+}
+
+
+def compare(variant: str, name: str, path: str | None, settings: dict[str, Any], repeats: int) -> list[str]:
+    """One row of the second table."""
+    import torch
+
+    device = "cuda" if jax.default_backend() == "gpu" and torch.cuda.is_available() else "cpu"
+    model, params = draw(variant, "float32")
+    rng = np.random.default_rng(0)
+    image = jnp.asarray(rng.standard_normal((1, *model.config.image_shape)), "float32")
+    target = jnp.zeros((1, 1), int)
+    ours = jax.jit(lambda p, x, t: lrp_jax.explain(model, p, x, t, **settings).relevance)
+    forward, explain = reference(path, model.config, device) if path else peer(name, model.config, device)
+    theirs = torch.tensor(np.asarray(image).transpose(0, 3, 1, 2), device=device)
+
+    def run(function: Callable[..., Any], *arguments: Any) -> None:
+        with torch.enable_grad() if function is explain else torch.no_grad():
+            function(*arguments)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    calls = ((run, forward, theirs), (run, explain, theirs, 0), (ours, params, image, target))
+    times = np.array([[seconds(*call) for call in calls] for _ in range(repeats + 1)])[1:]
+    forward_time, their_time, our_time = np.median(times, axis=0)
+    return [
+        name,
+        "transformer attribution" if path else PEERS[name][1],
+        f"{1e3 * forward_time:.0f}",
+        f"{1e3 * their_time:.0f}",
+        f"{np.median(times[:, 1] / times[:, 0]):.2f}",
+        f"{1e3 * our_time:.0f}",
+        f"{np.median(times[:, 1] / times[:, 2]):.2f}",
+    ]
+
+
+def apart(function: Callable[..., list[str]], *arguments: Any) -> None:
+    """Print the row that ``function`` returns, run in a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        print("| " + " | ".join(pool.apply(function, arguments)) + " |", flush=True)
 
 
 def main() -> None:
@@ -95,13 +241,17 @@ def main() -> None:
     parser.add_argument("--model", default="B/16", help="demo, or a size such as B/16, with random weights")
     parser.add_argument("--images", type=int, nargs="+", help="numbers of images, each with each of --classes")
     parser.add_argument("--classes", type=int, nargs="+", default=[1])
-    parser.add_argument("--rules", choices=list(RULES), default="chefer")
+    parser.add_argument("--rules", choices=list(RULES), default="stable")
     parser.add_argument("--start-layer", type=int, default=0)
     parser.add_argument(
         "--dtype", choices=("float32", "float64", "bfloat16"), default="float32", help="of the parameters"
     )
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--reference", metavar="PATH", help="a checkout of hila-chefer/Transformer-Explainability")
     options = parser.parse_args()
+
+    if options.reference and not os.path.exists(os.path.join(options.reference, "baselines", "ViT", "ViT_LRP.py")):
+        parser.error(f"--reference must be a checkout with baselines/ViT/ViT_LRP.py, got {options.reference!r}.")
 
     sizes = itertools.product(options.images, options.classes) if options.images else ((1, 1), (1, 5), (4, 5))
     settings = {"rules": options.rules, "start_layer": options.start_layer}
@@ -111,9 +261,16 @@ def main() -> None:
     print("| images x classes | forward passes a map | forward, ms | a map, ms | GFLOP a map | compile, s |", end="")
     print(" temporaries, GB | resident peak, GB |\n|" + "---|" * 8, flush=True)
     for images, classes in sizes:
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            row = pool.apply(measure, (options.model, images, classes, settings, options.dtype, options.repeats))
-        print("| " + " | ".join(row) + " |", flush=True)
+        apart(measure, options.model, images, classes, settings, options.dtype, options.repeats)
+
+    peers = [(name, None) for name, (module, _) in PEERS.items() if importlib.util.find_spec(module)]
+    if options.reference:
+        peers.insert(0, ("authors", os.path.abspath(options.reference)))
+    if peers:
+        print("\n| implementation | method | its forward, ms | its map, ms | its forward passes a map |", end="")
+        print(" our map, ms | its time / ours |\n|" + "---|" * 7, flush=True)
+    for name, path in peers:
+        apart(compare, options.model, name, path, settings, options.repeats)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def small_images(n, dtype=jnp.float64, shape=(16, 16, 3)):
 def test_signals_equal_the_authors(golden, golden_model, golden_images, case):
     expected = {k.removeprefix(f"case{case}/"): v for k, v in golden.items() if k.startswith(f"case{case}/")}
     image, target = golden_images[expected["image"]], expected["target"]
-    signals = lrp_jax.attention_signals(*golden_model, image[None], target[None])
+    signals = lrp_jax.attention_signals(*golden_model, image[None], target[None], rules="chefer")
     assert relative_error(signals.logits[0], expected["logits"]) <= 1e-12
     for layer in range(len(expected["attention"])):
         assert relative_error(signals.attention[0, layer], expected["attention"][layer]) <= 1e-12
@@ -148,13 +148,14 @@ def test_one_trace_for_repeated_calls():
     assert len(counting.traces) == first
 
 
-def test_float32_stays_float32():
+def test_float32_stays_float32_and_does_not_blur():
     model, params = small_model(jnp.float32)
     images = small_images(2, jnp.float32)
     explanation = lrp_jax.explain(model, params, images)
     assert explanation.relevance.dtype == explanation.logits.dtype == jnp.float32
     exact = lrp_jax.explain(model, *jax.tree.map(lambda x: x.astype(jnp.float64), (params, images)))
     assert relative_error(explanation.logits, exact.logits) < 1e-5
+    assert relative_error(explanation.relevance, exact.relevance) < 1e-4
 
 
 def test_rectangular_images_and_patches():
