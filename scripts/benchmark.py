@@ -4,11 +4,10 @@
     python scripts/benchmark.py --images 1 2 4 8 --classes 1 2 5 10
     python scripts/benchmark.py --reference ../Transformer-Explainability   # and beside the authors' code
 
-Each row runs in a process of its own. A forward pass and an explanation are timed in turn; cost is the median of the
-pairs' ratios: seconds of an explanation, over seconds of a forward pass of one image, over the number of maps. GFLOP
-are those of the matrix products that are left once what is not used is dropped, loops counted as often as they run
-(the cost analysis of XLA takes a loop's body once). Temporaries are what XLA allots beside parameters, images and
-results.
+Each row runs in a process of its own. A forward pass and an explanation of the same images are timed in turn; cost is
+the median of the pairs' ratios: seconds a map, over seconds of the forward pass an image. GFLOP are those of the matrix
+products that are left once what is not used is dropped, loops counted as often as they run (the cost analysis of XLA
+takes a loop's body once). Temporaries are what XLA allots beside parameters, images and results.
 
 A second table times other implementations beside ours, in turn, on one image and one class of the same architecture
 with random weights: the authors' code, from a checkout of their repository given by ``--reference``, and what is
@@ -90,17 +89,16 @@ def measure(variant: str, images: int, classes: int, settings: dict[str, Any], d
     compiled = traced.lower().compile()
     compile_time = time.perf_counter() - start
 
-    seconds(forward, params, batch[:1])
-    seconds(compiled, params, batch, targets)
-    pairs = [(seconds(forward, params, batch[:1]), seconds(compiled, params, batch, targets)) for _ in range(repeats)]
+    calls = ((forward, params, batch), (compiled, params, batch, targets))
+    forward_times, times = np.array([[seconds(*call) for call in calls] for _ in range(repeats + 1)])[1:].T
     maps = images * classes
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform != "darwin" else 1e9)
     memory = compiled.memory_analysis()
     return [
         f"{images} x {classes}",
-        f"{np.median([e / f for f, e in pairs]) / maps:.2f}",
-        f"{1e3 * np.median([f for f, _ in pairs]):.0f}",
-        f"{1e3 * np.median([e for _, e in pairs]) / maps:.0f}",
+        f"{np.median(times / forward_times) / classes:.2f}",
+        f"{1e3 * np.median(forward_times) / images:.0f}",
+        f"{1e3 * np.median(times) / maps:.0f}",
         f"{products(used) / 1e9 / maps:.0f}",
         f"{compile_time:.1f}",
         f"{memory.temp_size_in_bytes / 1e9:.2f}" if memory else "-",
@@ -162,11 +160,12 @@ def peer(name: str, config: lrp_jax.ViTConfig, device: str) -> tuple[Callable[..
     )
     torch.nn.init.normal_(model.heads.head.weight, std=0.02)
     model = model.eval().to(device)
+    forward = torch.no_grad()(model)
 
     if name == "captum":
         from captum.attr import InputXGradient  # type: ignore[import-untyped]
 
-        return model, lambda image, target: InputXGradient(model).attribute(image.requires_grad_(), target=target)
+        return forward, lambda image, target: InputXGradient(model).attribute(image.requires_grad_(), target=target)
     if name == "grad-cam":
         from pytorch_grad_cam import GradCAM  # type: ignore[import-untyped]
         from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget  # type: ignore[import-untyped]
@@ -175,7 +174,7 @@ def peer(name: str, config: lrp_jax.ViTConfig, device: str) -> tuple[Callable[..
             return tokens[:, 1:].mT.reshape(len(tokens), -1, *config.grid)
 
         cam = GradCAM(model, [model.encoder.layers[-1].ln_1], reshape_transform=grid)
-        return model, lambda image, target: cam(image, [ClassifierOutputTarget(target)])
+        return forward, lambda image, target: cam(image, [ClassifierOutputTarget(target)])
 
     rules = LayerMapComposite([(torch.nn.Conv2d, Gamma(100.0)), (torch.nn.Linear, Gamma(0.05))])
 
@@ -186,7 +185,7 @@ def peer(name: str, config: lrp_jax.ViTConfig, device: str) -> tuple[Callable[..
         rules.remove()
         return image * image.grad
 
-    return model, explain
+    return forward, explain
 
 
 PEERS = {  # module to look for, what is timed
@@ -210,8 +209,7 @@ def compare(variant: str, name: str, path: str | None, settings: dict[str, Any],
     theirs = torch.tensor(np.asarray(image).transpose(0, 3, 1, 2), device=device)
 
     def run(function: Callable[..., Any], *arguments: Any) -> None:
-        with torch.enable_grad() if function is explain else torch.no_grad():
-            function(*arguments)
+        function(*arguments)
         if device == "cuda":
             torch.cuda.synchronize()
 
