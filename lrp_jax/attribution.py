@@ -27,11 +27,20 @@ Params = Any
 
 
 class Model(Protocol):
-    """What can be explained: a hashable value (it is a static argument of ``jax.jit``) with these two members."""
+    """What can be explained: a hashable value (it is a static argument of ``jax.jit``) with these three members."""
 
     @property
     def grid(self) -> tuple[int, int]:
         """Patches in (rows, columns): the last rows * columns tokens, row by row."""
+        ...
+
+    @property
+    def readout(self) -> ArrayLike | None:
+        """How much of the head's input comes from each token, ``[N]``: what a rollout starts from.
+
+        It is 1, 0, 0, ... for a class token and 1 / patches for a mean. None: the last attention is a pooling
+        attention, and its first row tells.
+        """
         ...
 
     def forward(self, params: Params, image: Array, taps: Array | None, rules: Rules) -> tuple[Array, Array]:
@@ -43,11 +52,11 @@ class Model(Protocol):
         Args:
             params: the parameters, any pytree.
             image: ``[H, W, channels]``.
-            taps: ``[l, h, N, N]``, to be added to the attention of the last l blocks; None: nothing to add.
+            taps: ``[l, h, N, N]``, to be added to the last l of the attention; None: nothing to add.
             rules: the operations to use.
 
         Returns:
-            Logits ``[C]`` and attention probabilities ``[L, h, N, N]``.
+            Logits ``[C]`` and attention probabilities ``[L, h, N, N]``, a pooling attention last, its query in row 0.
         """
         ...
 
@@ -170,7 +179,8 @@ def transformer_attribution(
     """Relevance and gradient of the attention, combined over the blocks (Chefer et al. 2021, equations 13 and 14).
 
     With G and R the gradient and the relevance of the attention, and ``A_l = mean over heads of (G_l * R_l)+``, the
-    map is the class token's row of ``(I + A_{L-1}) ... (I + A_s)``, at the patches.
+    map is the row ``v (I + A_{L-1}) ... (I + A_s)``, at the patches, v being the model's readout: 1 at the class token,
+    or, of a pooling attention, the first row of its A.
 
     Args:
         model: the model.
@@ -189,7 +199,10 @@ def transformer_attribution(
     """
     signals = _signals(model, params, image, targets, rules, start_layer)
     weighted = jnp.maximum(signals.gradient * signals.relevance, 0).mean(axis=2)  # [K, L - s, N, N]
-    row = jnp.zeros(weighted.shape[:1] + weighted.shape[-1:], weighted.dtype).at[:, 0].set(1)
+    if model.readout is None:
+        row, weighted = weighted[:, -1, 0], weighted[:, :-1]
+    else:
+        row = jnp.broadcast_to(jnp.asarray(model.readout, weighted.dtype), weighted.shape[::3])
     for layer in reversed(range(weighted.shape[1])):
         row += jnp.einsum("kn,knm->km", row, weighted[:, layer])
     return Explanation(signals.logits, signals.targets, _patches(row, model))

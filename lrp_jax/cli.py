@@ -7,10 +7,12 @@ import dataclasses
 import difflib
 import errno
 import itertools
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +26,8 @@ from rich.table import Table
 
 import lrp_jax
 from lrp_jax.attribution import METHODS, explain
-from lrp_jax.checkpoint import load
+from lrp_jax.checkpoint import load, save
+from lrp_jax.convert import FAMILIES, PREPROCESSING, convert_with_summary, imagenet_names
 from lrp_jax.files import replacing
 from lrp_jax.images import crop, panel, preprocess, read_image
 from lrp_jax.rules import GRADIENT, RULES
@@ -47,9 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
-        return _explain_command(options)
+        return options.run(options)
     except KeyboardInterrupt:
-        print("lrp-jax: interrupted; the panels written so far are whole.", file=sys.stderr)
+        print("lrp-jax: interrupted; the files written so far are whole.", file=sys.stderr)
         return _INTERRUPTED
     except (OSError, ValueError) as error:
         print(f"lrp-jax: error: {_one_line(error)}", file=sys.stderr)
@@ -68,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Write a panel for each image: the image and, for each class explained, the overlay of its map. "
         "Without images, explains the example scenes that come with the package.",
     )
+    command.set_defaults(run=_explain_command)
     command.add_argument("images", nargs="*", type=Path, metavar="IMAGE", help="a picture, or a folder of pictures")
     command.add_argument("--model", default="demo", help="'demo' or the path of a checkpoint (default: demo)")
     command.add_argument(
@@ -88,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--rules",
         choices=list(RULES),
-        help="how relevance is propagated: the paper's rules made stable in float32, or to the letter (default: stable)",
+        help="how relevance is propagated: the paper's rules made stable, or to the letter (default: stable)",
     )
     command.add_argument(
         "--output", type=Path, default=Path("lrp_jax_maps"), metavar="FOLDER", help="(default: %(default)s)"
@@ -96,6 +100,42 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--npz", action="store_true", help="also write the raw maps of each image as .npz")
     command.add_argument(
         "--batch-size", type=_positive, default=8, metavar="B", help="images explained at once (default: 8)"
+    )
+
+    command = commands.add_parser(
+        "convert",
+        help="turn published weights into a checkpoint",
+        description="Turn published weights (timm, Hugging Face, torchvision, Google, the paper's authors) into a "
+        "checkpoint for --model. What they are is recognised from their names.",
+    )
+    command.set_defaults(run=_convert_command)
+    command.add_argument(
+        "source",
+        type=Path,
+        metavar="SOURCE",
+        help=".safetensors (or its .index.json), .npz, .bin, .pt or .pth; config.json beside it is read as well",
+    )
+    command.add_argument("destination", type=Path, metavar="DEST.safetensors")
+    command.add_argument("--force", action="store_true", help="replace DEST if it exists")
+    command.add_argument("--family", choices=list(FAMILIES), help="(default: recognised)")
+    command.add_argument("--num-heads", type=_positive, metavar="H", help="where the source does not say")
+    command.add_argument(
+        "--image-size",
+        type=_positive,
+        nargs="+",
+        metavar="PIXELS",
+        help="edge, or rows and columns; the position embeddings are resampled (default: as trained)",
+    )
+    command.add_argument(
+        "--preprocessing", choices=list(PREPROCESSING), help="as published there (default: as the source says)"
+    )
+    command.add_argument("--labels", metavar="FILE", help="the classes' names, one a line, or 'imagenet1k'")
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="any other field of lrp_jax.ViTConfig, e.g. gelu=quick, final_norm_epsilon=1e-5 or mean=[0.5,0.5,0.5]",
     )
     return parser
 
@@ -157,6 +197,48 @@ def _explain_command(options: argparse.Namespace) -> int:
     if skipped:
         print(f"lrp-jax: {len(skipped)} of {len(paths)} images were skipped.", file=sys.stderr)
     return _FAILED if skipped else 0
+
+
+def _convert_command(options: argparse.Namespace) -> int:
+    if options.destination.exists() and not options.force:
+        raise ValueError(f"{options.destination} exists: --force replaces it.")
+    if not options.destination.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(options.destination.parent))
+    fields: dict[str, Any] = {}
+    for assignment in options.set:
+        name, equals, text = assignment.partition("=")
+        if not equals:
+            raise ValueError(f"--set must be FIELD=VALUE, got {assignment!r}.")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        fields[name] = tuple(value) if isinstance(value, list) else value
+    if options.num_heads:
+        fields["num_heads"] = options.num_heads
+    if options.image_size:
+        if len(options.image_size) > 2:
+            raise ValueError(f"--image-size must be one or two numbers, got {len(options.image_size)}.")
+        fields["image_size"] = (options.image_size[0], options.image_size[-1])
+    if options.labels:
+        names = imagenet_names() if options.labels == "imagenet1k" else Path(options.labels).read_text().splitlines()
+        fields["class_names"] = tuple(names)
+    found = convert_with_summary(options.source, family=options.family, preprocessing=options.preprocessing, **fields)
+    save(options.destination, found.model, found.params)
+    config = found.model.config
+    parameters = sum(p.size for p in jax.tree.leaves(found.params))
+    rows, cols, _ = config.image_shape
+    print(f"{options.destination}: weights of {FAMILIES[found.family].title}, {parameters:,} parameters")
+    print(
+        f"{config.depth} blocks of width {config.width}, {config.num_heads} heads, {rows} x {cols} pixels in "
+        f"{config.grid[0]} x {config.grid[1]} patches, readout {config.readout}, {config.num_classes} classes"
+    )
+    print(f"pixels: mean {config.mean}, std {config.std}, resize {config.resize}, {config.interpolation}")
+    for note in found.notes:
+        print(f"note: {note}")
+    if found.ignored:
+        print(f"ignored: {', '.join(found.ignored)}")
+    return 0
 
 
 def _compiled(model: ViT, options: argparse.Namespace) -> Callable[[Params, ArrayLike], dict[str, Array]]:

@@ -34,6 +34,8 @@ class Rules:
         patch_embed: the same for the flattened patches of an image, ``x`` in ``[patches, I]``.
         matmul: ``(a [..., n, m], b [..., m, p]) -> [..., n, p]``, the product of two activations.
         add: ``(a, b) -> a + b`` for two activations of one shape (a residual connection).
+        multiply: ``(a, b) -> a * b`` for two activations of one shape (a gate).
+        mean: ``(x [n, D]) -> [D]``, the mean over the first axis (pooling).
         softmax: ``(x, scale) -> softmax(scale * x)`` over the last axis.
         layer_norm: ``(x [..., D], scale [D], bias [D], epsilon) -> [..., D]``.
         activation: ``(function, x) -> function(x)`` for an elementwise ``function``.
@@ -44,6 +46,8 @@ class Rules:
     patch_embed: Callable[[Array, Array, Array | None], Array]
     matmul: Callable[[Array, Array], Array]
     add: Callable[[Array, Array], Array]
+    multiply: Callable[[Array, Array], Array]
+    mean: Callable[[Array], Array]
     softmax: Callable[[Array, float], Array]
     layer_norm: Callable[[Array, Array, Array, float], Array]
     activation: Callable[[Callable[[Array], Array], Array], Array]
@@ -87,6 +91,10 @@ def _layer_norm(x: Array, scale: Array, bias: Array, epsilon: float) -> Array:
     centred = x - mean
     variance = (centred * centred).mean(axis=-1, keepdims=True)
     return centred * jax.lax.rsqrt(variance + epsilon) * scale + bias
+
+
+def _mean(x: Array) -> Array:
+    return x.mean(axis=0)
 
 
 def _activation(function: Callable[[Array], Array], x: Array) -> Array:
@@ -219,6 +227,44 @@ def _chefer_add_backward(epsilon: float, residuals: tuple[Array, Array], r: Arra
 _chefer_add.defvjp(_chefer_add_forward, _chefer_add_backward)
 
 
+# multiply, z = a b, is the matmul of numbers: R_a = R_b = R / 2.
+
+
+@jax.custom_vjp
+def _halving_multiply(a: Array, b: Array) -> Array:
+    return a * b
+
+
+def _halving_multiply_forward(a: Array, b: Array) -> tuple[Array, None]:
+    return a * b, None
+
+
+def _halving_multiply_backward(_: None, r: Array) -> tuple[Array, Array]:
+    return r / 2, r / 2
+
+
+_halving_multiply.defvjp(_halving_multiply_forward, _halving_multiply_backward)
+
+
+# mean over n tokens, z = Sum x / n:  S = R / z,  R_x = x S / n.
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _proportional_mean(epsilon: float, x: Array) -> Array:
+    return _mean(x)
+
+
+def _proportional_mean_forward(epsilon: float, x: Array) -> tuple[Array, Array]:
+    return _mean(x), x
+
+
+def _proportional_mean_backward(epsilon: float, x: Array, r: Array) -> tuple[Array]:
+    return (x * _divide(r, _mean(x), _mean(jnp.abs(x)), epsilon) / x.shape[0],)
+
+
+_proportional_mean.defvjp(_proportional_mean_forward, _proportional_mean_backward)
+
+
 #: The ordinary operations: the backward pass is the gradient.
 GRADIENT = Rules(
     name="gradient",
@@ -226,6 +272,8 @@ GRADIENT = Rules(
     patch_embed=_dense,
     matmul=jnp.matmul,
     add=jnp.add,
+    multiply=jnp.multiply,
+    mean=_mean,
     softmax=_softmax,
     layer_norm=_layer_norm,
     activation=_activation,
@@ -239,6 +287,8 @@ def _chefer(name: str, epsilon: float) -> Rules:
         patch_embed=_zb_patch_embed,
         matmul=partial(_chefer_matmul, epsilon),
         add=partial(_chefer_add, epsilon),
+        multiply=_halving_multiply,
+        mean=partial(_proportional_mean, epsilon),
         softmax=partial(_identity, _softmax),
         layer_norm=partial(_identity, _layer_norm),
         activation=_identity,

@@ -1,8 +1,8 @@
 """The Vision Transformer, as Flax (linen) modules, for one image.
 
-Layouts: image ``[H, W, channels]``, channels last; tokens ``[N, D]``, the class token first, then the
-patches row by row; attention ``[L, h, N, N]`` with L blocks, h heads, queries before keys. There is no
-batch axis: ``jax.vmap`` gives it.
+Layouts: image ``[H, W, channels]``, channels last; tokens ``[N, D]``, the prefix first (a class token and whatever
+else is no patch, if there are any), then the patches row by row; attention ``[L, h, N, N]`` with L blocks, h heads,
+queries before keys. There is no batch axis: ``jax.vmap`` gives it.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from typing import Any, Literal, get_args
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
 from lrp_jax.rules import GRADIENT, Rules
 
 Params = Any
-Gelu = Literal["exact", "tanh"]
+Gelu = Literal["exact", "tanh", "quick"]
+Readout = Literal["class", "distilled", "mean", "class_mean", "attention"]
 Interpolation = Literal["bilinear", "bicubic", "lanczos", "nearest", "box"]
 
 
@@ -30,7 +32,11 @@ def _exact_gelu(x: Array) -> Array:
     return 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5)))
 
 
-_GELU = {"exact": _exact_gelu, "tanh": jax.nn.gelu}
+def _quick_gelu(x: Array) -> Array:
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+_GELU = {"exact": _exact_gelu, "tanh": jax.nn.gelu, "quick": _quick_gelu}
 
 # width, depth, heads, MLP width. S, B, L, H: Dosovitskiy et al. 2021 (arXiv 2010.11929), table 1, and Steiner
 # et al. 2021 (arXiv 2106.10270), table 2; Ti: Touvron et al. 2021 (arXiv 2012.12877), table 1.
@@ -65,7 +71,14 @@ class ViTConfig:
         mlp_dim: hidden units of a block's MLP.
         num_classes: logits C.
         qkv_bias: whether the query, key and value projection has a bias.
-        gelu: ``"exact"`` (erf; torch and timm) or ``"tanh"`` (Google's JAX weights).
+        gelu: ``"exact"`` (erf; torch and timm), ``"tanh"`` (Google's JAX weights) or ``"quick"`` (OpenAI's CLIP).
+        swiglu: whether the MLP is gated, silu(g) * h of the halves of its first layer, instead of a GELU.
+        prefix_tokens: tokens before the patches: class token, distillation token, registers, in this order.
+        pre_norm: whether a layer norm stands before the first block (CLIP).
+        readout: what the head reads. ``"class"``, the first token; ``"distilled"``, the first two, each with a head of
+            its own, averaged; ``"mean"`` of the patches; ``"class_mean"``, both, concatenated; ``"attention"``, a
+            pooling attention over all tokens, and an MLP (Zhai et al. 2022, arXiv 2106.04560).
+        norm_after_readout: whether the final layer norm follows the readout instead of preceding it.
         norm_epsilon: layer norm epsilon in the blocks.
         final_norm_epsilon: layer norm epsilon before the head.
         mean: of each channel (of one for all), for pixels in [0, 1]; ``(pixel - mean) / std`` enters the model.
@@ -88,6 +101,11 @@ class ViTConfig:
     num_classes: int = 1000
     qkv_bias: bool = True
     gelu: Gelu = "exact"
+    swiglu: bool = False
+    prefix_tokens: int = 1
+    pre_norm: bool = False
+    readout: Readout = "class"
+    norm_after_readout: bool = False
     norm_epsilon: float = 1e-6
     final_norm_epsilon: float = 1e-6
     mean: tuple[float, ...] = (0.5,)
@@ -114,9 +132,16 @@ class ViTConfig:
             raise ValueError(f"patch_size {self.patch_size} must divide image_size {self.image_size}.")
         if self.width % self.num_heads:
             raise ValueError(f"num_heads ({self.num_heads}) must divide width ({self.width}).")
-        for name, choices in (("gelu", get_args(Gelu)), ("interpolation", get_args(Interpolation))):
+        choices_of = {"gelu": Gelu, "readout": Readout, "interpolation": Interpolation}
+        for name, choices in ((name, get_args(literal)) for name, literal in choices_of.items()):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}.")
+        least = {"class": 1, "class_mean": 1, "distilled": 2}.get(self.readout, 0)
+        if not isinstance(self.prefix_tokens, int) or self.prefix_tokens < least:
+            raise ValueError(
+                f"prefix_tokens must be an int of at least {least} for the readout {self.readout!r}, "
+                f"got {self.prefix_tokens!r}."
+            )
         for name in ("mean", "std"):
             given = getattr(self, name)
             if not isinstance(given, (tuple, list)) or not all(isinstance(v, (int, float)) for v in given):
@@ -139,7 +164,7 @@ class ViTConfig:
                 raise ValueError(f"resize {self.resize} must be at least image_size {(rows, cols)} in both directions.")
         if not self.crop and self.resize != (rows, cols):
             raise ValueError(f"without crop, resize must be image_size {(rows, cols)}, got {self.resize}.")
-        for name in ("qkv_bias", "crop", "multi_label"):
+        for name in ("qkv_bias", "swiglu", "pre_norm", "norm_after_readout", "crop", "multi_label"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}.")
         if isinstance(self.class_names, str):
@@ -238,8 +263,12 @@ class _Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        h = _Dense(self.rules, self.config.mlp_dim, name="fc1")(x)
-        h = self.rules.activation(_GELU[self.config.gelu], h)
+        if self.config.swiglu:
+            gate, h = jnp.split(_Dense(self.rules, 2 * self.config.mlp_dim, name="fc1")(x), 2, axis=-1)
+            h = self.rules.multiply(self.rules.activation(jax.nn.silu, gate), h)
+        else:
+            h = _Dense(self.rules, self.config.mlp_dim, name="fc1")(x)
+            h = self.rules.activation(_GELU[self.config.gelu], h)
         return _Dense(self.rules, x.shape[-1], name="fc2")(h)
 
 
@@ -256,6 +285,27 @@ class _Block(nn.Module):
         x = self.rules.add(x[:rows], y)
         y = _Mlp(self.config, self.rules, name="mlp")(_LayerNorm(self.rules, epsilon, name="norm2")(x))
         return self.rules.add(x, y), attention
+
+
+class _AttentionPool(nn.Module):
+    config: ViTConfig
+    rules: Rules
+
+    @nn.compact
+    def __call__(self, x: Array, taps: Array | None) -> tuple[Array, Array]:
+        """Features ``[D]`` and attention ``[h, 1, N]``: a learned query over the tokens ``[N, D]``, and an MLP."""
+        n, width = x.shape
+        heads = self.config.num_heads
+        latent = self.param("latent", nn.initializers.normal(0.02), (1, width), jnp.float32).astype(x.dtype)
+        q = _Dense(self.rules, width, name="q")(latent).reshape(heads, 1, -1)
+        k, v = _Dense(self.rules, 2 * width, name="kv")(x).reshape(n, 2, heads, -1).transpose(1, 2, 0, 3)
+        attention = self.rules.softmax(self.rules.matmul(q, k.mT), (width // heads) ** -0.5)
+        if taps is not None:
+            attention = attention + taps[:, :1]
+        x = _Dense(self.rules, width, name="proj")(self.rules.matmul(attention, v).reshape(1, width))
+        y = _LayerNorm(self.rules, self.config.norm_epsilon, name="norm")(x)
+        y = _Mlp(self.config, self.rules, name="mlp")(y)
+        return self.rules.add(x, y)[0], attention
 
 
 class ViT(nn.Module):
@@ -275,11 +325,12 @@ class ViT(nn.Module):
 
         Args:
             image: ``[H, W, channels]``, normalised as the configuration says.
-            taps: ``[l, h, N, N]``, added to the attention of the last l blocks, or None. Pass zeros and
+            taps: ``[l, h, N, N]``, added to the last l of the attention, or None. Pass zeros and
                 differentiate by them: their cotangent is the gradient, or the relevance, of that attention.
 
         Returns:
-            Logits ``[C]`` and attention probabilities ``[L, h, N, N]``.
+            Logits ``[C]`` and attention probabilities ``[L, h, N, N]``; a pooling attention is the last of them, its
+            one query in row 0 and nothing below.
         """
         config, rules = self.config, self.rules
         if image.shape != config.image_shape:
@@ -289,12 +340,19 @@ class ViT(nn.Module):
         patches = image.reshape(rows, p_rows, cols, p_cols, -1).transpose(0, 2, 1, 3, 4).reshape(rows * cols, -1)
         x = _Dense(rules, config.width, rule="patch_embed", name="patch_embed")(patches)
         normal = nn.initializers.normal(0.02)
-        cls_token = self.param("cls_token", normal, (1, config.width), jnp.float32)
-        x = jnp.concatenate([cls_token.astype(x.dtype), x])
+        if config.prefix_tokens:
+            prefix = self.param("cls_token", normal, (config.prefix_tokens, config.width), jnp.float32)
+            x = jnp.concatenate([prefix.astype(x.dtype), x])
         x = rules.add(x, self.param("pos_embed", normal, x.shape, jnp.float32).astype(x.dtype))
+        if config.pre_norm:
+            x = _LayerNorm(rules, config.norm_epsilon, name="norm_pre")(x)
+
+        pool_tap = None
+        if config.readout == "attention" and taps is not None:
+            taps, pool_tap = taps[:-1], taps[-1]
 
         # The blocks' parameters are stacked along a first axis. One compiled block runs over all but the last, which
-        # computes the class token alone. The backward pass keeps matrix products and recomputes what is elementwise.
+        # computes only the tokens that are read. The backward pass keeps matrix products and recomputes the rest.
         block = _Block(config, rules, parent=None)
 
         def init_blocks(key: Array) -> Params:
@@ -311,7 +369,9 @@ class ViT(nn.Module):
         def step(x: Array, inputs: tuple[Array, Array | None]) -> tuple[Array, Array]:
             return run(x, *inputs)
 
-        wants_tokens = self.is_mutable_collection("intermediates")
+        read = {"class": 1, "distilled": 2}.get(config.readout)
+        if self.is_mutable_collection("intermediates"):
+            read = None
         last, tapped = config.depth - 1, 0 if taps is None else len(taps)
         first_tapped = min(config.depth - tapped, last)
         attention = []
@@ -323,18 +383,43 @@ class ViT(nn.Module):
                 x, section_attention = jax.lax.scan(step, x, (layers, section_taps))
                 attention.append(section_attention)
         last_tap = None if taps is None or not tapped else taps[-1]
-        x, last_attention = run(x, last, last_tap, None if wants_tokens else 1)
+        x, last_attention = run(x, last, last_tap, read)
         attention.append(last_attention[None])
 
-        x = _LayerNorm(rules, config.final_norm_epsilon, name="norm")(x)
+        norm = _LayerNorm(rules, config.final_norm_epsilon, name="norm")
+        x = x if config.norm_after_readout else norm(x)
         self.sow("intermediates", "tokens", x)  # for training: what the head would see of each token
-        logits = _Dense(rules, config.num_classes, name="head")(x[0])
+        patches = x[config.prefix_tokens :]
+        if config.readout == "attention":
+            features, pooling = _AttentionPool(config, rules, name="attn_pool")(x, pool_tap)
+            attention.append(jnp.pad(pooling, ((0, 0), (0, x.shape[0] - 1), (0, 0)))[None])
+        elif config.readout == "mean":
+            features = rules.mean(patches)
+        elif config.readout == "class_mean":
+            features = jnp.concatenate([x[0], rules.mean(patches)])
+        else:
+            features = x[: 2 if config.readout == "distilled" else 1].reshape(-1)
+        features = norm(features) if config.norm_after_readout else features
+        logits = _Dense(rules, config.num_classes, name="head")(features)
         return logits, jnp.concatenate(attention)
 
     @property
     def grid(self) -> tuple[int, int]:
         """Patches in (rows, columns); the last rows * columns tokens, row by row."""
         return self.config.grid
+
+    @property
+    def readout(self) -> np.ndarray | None:
+        """How much of the head's input comes from each token, ``[N]``; None: see the last attention's first row."""
+        prefix, (rows, cols) = self.config.prefix_tokens, self.config.grid
+        tokens = np.eye(2, prefix + rows * cols)
+        mean = np.where(np.arange(prefix + rows * cols) < prefix, 0, 1 / (rows * cols))
+        return {
+            "class": tokens[0],
+            "distilled": tokens.mean(axis=0),
+            "mean": mean,
+            "class_mean": (tokens[0] + mean) / 2,
+        }.get(self.config.readout)
 
     @nn.nowrap
     def forward(self, params: Params, image: Array, taps: Array | None, rules: Rules) -> tuple[Array, Array]:

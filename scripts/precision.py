@@ -44,6 +44,11 @@ class Cast:
         """As of the model."""
         return self.model.grid
 
+    @property
+    def readout(self) -> Any:
+        """As of the model."""
+        return self.model.readout
+
     def forward(self, params: Any, image: Array, taps: Array | None, rules: Rules) -> tuple[Array, Array]:
         """As of the model."""
         return self.model.forward(cast(params, self.dtype), image.astype(self.dtype), taps, rules)

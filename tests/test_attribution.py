@@ -133,6 +133,10 @@ def test_one_trace_for_repeated_calls():
         def grid(self):
             return self.model.grid
 
+        @property
+        def readout(self):
+            return self.model.readout
+
         def forward(self, *arguments):
             self.traces.append(1)
             return self.model.forward(*arguments)
@@ -185,6 +189,7 @@ def test_any_pure_function_can_be_explained():
     @dataclasses.dataclass(frozen=True)
     class Plain:
         grid: tuple[int, int] = (2, 2)
+        readout: tuple[int, ...] = (1, 0, 0, 0, 0)
 
         def forward(self, params, image, taps, rules):
             x = rules.dense(image.reshape(4, 3), params["in"], None)

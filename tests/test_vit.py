@@ -47,7 +47,7 @@ def test_unknown_variant(variant):
         ({"num_heads": 7}, r"num_heads \(7\) must divide width \(768\)"),
         ({"depth": 0}, "depth must be a positive int, got 0"),
         ({"width": 1.5}, "width must be a positive int, got 1.5"),
-        ({"gelu": "fast"}, "gelu must be one of exact, tanh; got 'fast'"),
+        ({"gelu": "fast"}, "gelu must be one of exact, tanh, quick; got 'fast'"),
         ({"interpolation": "cubic"}, "interpolation must be one of"),
         ({"mean": (0.5, 0.5)}, "mean must hold 1 or 3 finite numbers"),
         ({"std": (0.0,)}, "std must be positive"),
