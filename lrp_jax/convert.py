@@ -259,7 +259,7 @@ def convert(
         preprocessing: a name in :data:`PREPROCESSING`; None: what the source says, or else its family's.
         **fields: fields of :class:`lrp_jax.ViTConfig`: what the weights cannot tell (``num_heads`` where the width is
             not a published one, epsilons, GELU, class names); they override what was read. ``image_size`` other than
-            the trained one resamples the position embeddings.
+            the trained one resamples the position embeddings, unless it has as many patches.
 
     Returns:
         The model and its parameters, in the dtype of the source.
@@ -518,7 +518,7 @@ def _configure(
         enlarge = told.get("enlarge", enlarge)
     rows, cols = read["image_size"]
     if preprocessing is None and "resize" in told and told["resize"] != "image_size":
-        published["resize"] = told["resize"]
+        published |= {"resize": told["resize"], "crop": True}
     elif enlarge is None:
         published |= {"resize": (rows, cols), "crop": False}
     else:

@@ -110,10 +110,11 @@ def crop(picture: Image.Image, config: ViTConfig) -> Image.Image:
             scale = max(rows / picture.height, cols / picture.width)
         else:
             scale = config.resize / min(picture.height, picture.width)
-        height, width = max(rows, round(picture.height * scale)), max(cols, round(picture.width * scale))
+        # Rounded as torchvision does, here and below: a pixel more or less moves the whole picture.
+        height, width = max(rows, int(picture.height * scale + 1e-6)), max(cols, int(picture.width * scale + 1e-6))
     if (width, height) != picture.size:
         picture = picture.resize((width, height), Image.Resampling[config.interpolation.upper()])
-    top, left = (height - rows) // 2, (width - cols) // 2
+    top, left = round((height - rows) / 2), round((width - cols) / 2)
     return picture.crop((left, top, left + cols, top + rows))
 
 

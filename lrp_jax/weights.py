@@ -62,23 +62,26 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         return _read_shards(path)
     if path.suffix == ".safetensors":
         return read_tensors(path)[0]
-    try:
-        with path.open("rb") as file:
-            start = file.read(4)
-            file.seek(0)
-            if start == b"PK\x03\x04":
-                with zipfile.ZipFile(file) as archive:
-                    names = archive.namelist()
-                    if any(name.endswith(".npy") for name in names):
-                        return _read_npz(archive)
-                    return _flatten(_read_torch_zip(archive, names))
-            if start[:1] == b"\x80":
-                return _flatten(_read_torch_legacy(file))
-    except (OSError, ValueError):
-        raise
-    except Exception as error:  # a damaged pickle or archive fails in any way
-        raise ValueError(f"{path} is damaged: {error or type(error).__name__}.") from error
-    raise ValueError(f"{path} is neither .safetensors nor .npz nor a PyTorch file.")
+    with path.open("rb") as file:
+        try:
+            return _read(file)
+        except Exception as error:  # a damaged pickle or archive fails in any way
+            reason = error if isinstance(error, ValueError) else f"it is damaged ({error or type(error).__name__})."
+            raise ValueError(f"{path}: {reason}") from error
+
+
+def _read(file: IO[bytes]) -> dict[str, np.ndarray]:
+    start = file.read(4)
+    file.seek(0)
+    if start == b"PK\x03\x04":
+        with zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
+            if any(name.endswith(".npy") for name in names):
+                return _read_npz(archive)
+            return _flatten(_read_torch_zip(archive, names))
+    if start[:1] == b"\x80":
+        return _flatten(_read_torch_legacy(file))
+    raise ValueError("this is neither .safetensors nor .npz nor a PyTorch file.")
 
 
 def _read_shards(path: Path) -> dict[str, np.ndarray]:

@@ -167,7 +167,7 @@ def references(seed: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     embedding = rng.standard_normal((1, 1 + 16, WIDTH)).astype(np.float32)
     arrays: dict[str, np.ndarray] = {"pos_embed": embedding}
-    for rows, cols in ((6, 6), (3, 3), (2, 8), (7, 3)):
+    for rows, cols in ((6, 6), (3, 3), (5, 8), (7, 3)):
         resampled = timm.layers.resample_abs_pos_embed(torch.tensor(embedding), [rows, cols])
         arrays[f"resampled/{rows}x{cols}"] = resampled[0].numpy()
     coarse = PIL.Image.fromarray(rng.integers(0, 256, (12, 9, 3), np.uint8)).resize(
@@ -184,6 +184,31 @@ def references(seed: int) -> dict[str, np.ndarray]:
     imagenet = torchvision.transforms._presets.ImageClassification(crop_size=64, resize_size=73, antialias=True)
     arrays["preprocessed/torchvision"] = imagenet(picture).numpy().transpose(1, 2, 0)
     return arrays
+
+
+def write_torch_files(folder: Path, seed: int) -> None:
+    """What torch writes, in both of its forms, and the same as plain arrays."""
+    generator = torch.Generator().manual_seed(seed)
+    base = torch.randn(6, 5, generator=generator)
+    tensors = {
+        "plain": base,
+        "transposed": base.T,
+        "part": base[1:4, ::2],
+        "number": torch.tensor(3),
+        "empty": torch.zeros(0, 4),
+        "parameter": torch.nn.Parameter(base + 1),
+        **{
+            str(dtype)[6:]: (10 * base).to(dtype)
+            for dtype in (torch.float64, torch.float16, torch.bfloat16, torch.uint8)
+        },
+    }
+    nested = {"epoch": 3, "model": torch.nn.Module().state_dict() | tensors, "history": [0.5, {"loss": None}]}
+    torch.save(nested, folder / "torch-zip.pth")
+    torch.save(nested, folder / "torch-legacy.pth", _use_new_zipfile_serialization=False)
+    arrays = {
+        n: t.detach().float().numpy() if t.dtype == torch.bfloat16 else t.detach().numpy() for n, t in tensors.items()
+    }
+    np.savez_compressed(folder / "torch.npz", **arrays)
 
 
 def main() -> None:
@@ -215,6 +240,7 @@ def main() -> None:
                     model.float().save_pretrained(folder)
                     saved = timm.models.load_state_dict(f"{folder}/model.safetensors")
                 write(name + "-saved", model, {n: p.numpy() for n, p in saved.items()}, fields)
+    write_torch_files(options.output, options.seed)
     np.savez_compressed(options.output / "references.npz", **references(options.seed))
     for name, model, fields, weights in google_models(options.seed):
         write(name, model, weights, fields)

@@ -93,7 +93,7 @@ def test_preprocess_normalises(pixels):
     [
         # Shorter edge to 16, so 24 columns: the middle 16 of them.
         (None, True, lambda image: image.resize((24, 16), Image.Resampling.BICUBIC).crop((4, 0, 20, 16))),
-        (18, True, lambda image: image.resize((27, 18), Image.Resampling.BICUBIC).crop((5, 1, 21, 17))),
+        (18, True, lambda image: image.resize((27, 18), Image.Resampling.BICUBIC).crop((6, 1, 22, 17))),
         ((16, 16), False, lambda image: image.resize((16, 16), Image.Resampling.BICUBIC)),
         ((20, 30), True, lambda image: image.crop((7, 2, 23, 18))),
     ],

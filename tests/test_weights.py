@@ -1,0 +1,191 @@
+"""Files of weights: every form is read, and no file runs code or takes more memory than it says."""
+
+import contextlib
+import io
+import json
+import pickle
+import struct
+import zipfile
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from lrp_jax.weights import read_weights
+
+PARITY = Path(__file__).parent / "parity"
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy"])
+def test_what_torch_writes(form):
+    """Nested, transposed, strided, of every dtype; expected values were written by NumPy."""
+    arrays = read_weights(PARITY / f"torch-{form}.pth")
+    with np.load(PARITY / "torch.npz") as expected:
+        assert arrays.keys() == set(expected.files)
+        for name in expected.files:
+            dtype = jnp.bfloat16 if name == "bfloat16" else expected[name].dtype
+            assert arrays[name].dtype == dtype
+            np.testing.assert_array_equal(arrays[name].astype(expected[name].dtype), expected[name])
+
+
+def test_arrays_of_numpy(tmp_path):
+    arrays = {"a/b": np.arange(6.0).reshape(2, 3), "c": np.asfortranarray(np.ones((3, 2), np.float32))}
+    arrays["bfloat16"] = np.arange(4).astype(jnp.bfloat16)
+    for save in (np.savez, np.savez_compressed):
+        save(tmp_path / "w.npz", **arrays)
+        read = read_weights(tmp_path / "w.npz")
+        assert read.keys() == arrays.keys()
+        for name in arrays:
+            assert read[name].dtype == arrays[name].dtype
+            np.testing.assert_array_equal(read[name], arrays[name])
+
+
+def test_shards(tmp_path):
+    arrays = {"a": np.arange(3.0), "b": np.ones((2, 2), np.float16)}
+    for name, array in arrays.items():
+        safetensors.numpy.save_file({name: array}, tmp_path / f"{name}.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "a.safetensors", "b": "b.safetensors"}}))
+    read = read_weights(index)
+    assert all((read[name] == arrays[name]).all() for name in arrays)
+    index.write_text(json.dumps({"weight_map": {"a": "a.safetensors", "c": "b.safetensors"}}))
+    with pytest.raises(ValueError, match="do not hold the same names: b, c"):
+        read_weights(index)
+    index.write_text(json.dumps({"weight_map": {"a": "../a.safetensors"}}))
+    with pytest.raises(ValueError, match="outside of the folder"):
+        read_weights(index)
+    index.write_text("{}")
+    with pytest.raises(ValueError, match="not an index"):
+        read_weights(index)
+
+
+def test_names_of_parallel_training_lose_their_prefix(tmp_path):
+    def change(data):
+        return data.replace(b"X\x05\x00\x00\x00plain", b"X\x0c\x00\x00\x00module.plain")
+
+    rewrite(PARITY / "torch-zip.pth", tmp_path / "w.pth", change)
+    assert "module.plain" in read_weights(tmp_path / "w.pth")  # not every name has it
+
+
+def rewrite(source, target, change, compression=zipfile.ZIP_STORED):
+    """A copy of a zip of torch with its pickle changed."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", compression) as new:
+        for entry in old.infolist():
+            data = old.read(entry)
+            new.writestr(entry.filename, change(data) if entry.filename.endswith("data.pkl") else data)
+
+
+class Evil:
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+def recursive():
+    items = []
+    items.append(items)
+    return {"state_dict": {"model": items}, "model": items}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (lambda: Evil(__import__("os").system, "touch ran"), r"asks for posix\.system"),
+        (lambda: {"model": Evil(eval, "1")}, r"asks for __builtin__\.eval"),
+        (lambda: Evil(__import__, "this"), r"asks for __builtin__\.__import__"),
+        (lambda: Evil(getattr, [], "append"), r"asks for __builtin__\.getattr"),
+        (lambda: np.zeros(3), r"asks for numpy"),
+        (lambda: {"model": {"a": 1}}, "holds no tensors by name"),
+        (lambda: [1, 2], "holds no tensors by name"),
+        (recursive, "holds no tensors by name"),
+    ],
+)
+@pytest.mark.parametrize("form", ["zip", "legacy"])
+def test_pickles_run_nothing(tmp_path, monkeypatch, form, content, message):
+    monkeypatch.chdir(tmp_path)
+    data = pickle.dumps(content(), protocol=2)
+    if form == "zip":
+        rewrite(PARITY / "torch-zip.pth", "w.pth", lambda _: data)
+    else:
+        start = b"".join(pickle.dumps(x, protocol=2) for x in (0x1950A86A20F9469CFC6C, 1001, {}))
+        Path("w.pth").write_bytes(start + data + pickle.dumps([], protocol=2))
+    with pytest.raises(ValueError, match=message):
+        read_weights("w.pth")
+    assert not Path("ran").exists()
+
+
+def tensor_pickle(size, shape, strides, offset=0):
+    """The pickle of one tensor, written by hand."""
+    number = lambda n: b"\x8a\x08" + struct.pack("<q", n)  # noqa: E731
+    storage = (
+        b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpu" + number(size) + b"tQ"
+    )
+    tuples = [b"(" + b"".join(map(number, values)) + b"t" for values in (shape, strides)]
+    body = storage + number(offset) + b"".join(tuples) + b"\x89ccollections\nOrderedDict\n)R"
+    return b"\x80\x02}X\x01\x00\x00\x00wctorch._utils\n_rebuild_tensor_v2\n(" + body + b"tRs."
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides", "offset"),
+    [((1 << 40,), (0,), 0), ((31,), (1,), 0), ((5,), (10,), 0), ((5,), (1,), 28), ((-1,), (1,), 0), ((2, 2), (1,), 0)],
+)
+def test_tensors_lie_within_their_storage(tmp_path, shape, strides, offset):
+    rewrite(PARITY / "torch-zip.pth", tmp_path / "w.pth", lambda _: tensor_pickle(30, shape, strides, offset))
+    with pytest.raises(ValueError, match="w does not lie within its storage"):
+        read_weights(tmp_path / "w.pth")
+    rewrite(PARITY / "torch-zip.pth", tmp_path / "w.pth", lambda _: tensor_pickle(30, (6, 5), (5, 1)))
+    assert read_weights(tmp_path / "w.pth")["w"].shape == (6, 5)
+
+
+def test_damaged_files(tmp_path):
+    path = tmp_path / "w.pth"
+    for name in ("torch-zip.pth", "torch-legacy.pth", "torch.npz"):
+        whole = (PARITY / name).read_bytes()
+        for length in (1, 5, 40, len(whole) // 3, len(whole) // 2, len(whole) - 5):
+            path.write_bytes(whole[:length])
+            with pytest.raises(ValueError, match=r"w\.pth: "):
+                read_weights(path)
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"w\.pth: this is neither"):
+        read_weights(path)
+    with pytest.raises(ValueError, match="is a folder"):
+        read_weights(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        read_weights(tmp_path / "none.pth")
+
+
+def test_random_damage_gives_a_clear_error_or_arrays(tmp_path):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "w.pth"
+    for name in ("torch-zip.pth", "torch-legacy.pth", "torch.npz"):
+        whole = np.frombuffer((PARITY / name).read_bytes(), np.uint8)
+        for _ in range(150):
+            damaged = whole.copy()
+            places = rng.integers(0, len(damaged), 4)
+            damaged[places] = rng.integers(0, 256, 4)
+            path.write_bytes(damaged.tobytes())
+            with contextlib.suppress(ValueError):
+                read_weights(path)
+
+
+def test_bombs(tmp_path):
+    rewrite(PARITY / "torch-zip.pth", tmp_path / "w.pth", lambda data: data + bytes(10**7), zipfile.ZIP_DEFLATED)
+    with pytest.raises(ValueError, match="is compressed, which PyTorch never does"):
+        read_weights(tmp_path / "w.pth")
+    # A memo index of four billion: the unpickler in C would allot 64 GB for it.
+    rewrite(PARITY / "torch-zip.pth", tmp_path / "w.pth", lambda _: b"\x80\x02]r\xff\xff\xff\xff.")
+    with pytest.raises(ValueError, match="holds no tensors"):
+        read_weights(tmp_path / "w.pth")
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (1 << 40,)})
+    with zipfile.ZipFile(tmp_path / "w.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("w.npy", header.getvalue() + bytes(10**6))
+    with pytest.raises(ValueError, match=r"w\.npy is cut short"):
+        read_weights(tmp_path / "w.npz")
+    np.savez(tmp_path / "w.npz", w=np.array([Evil(eval, "1")], dtype=object))
+    with pytest.raises(ValueError, match=r"w\.npy holds Python objects"):
+        read_weights(tmp_path / "w.npz")
