@@ -200,6 +200,8 @@ def _explain_command(options: argparse.Namespace) -> int:
 
 
 def _convert_command(options: argparse.Namespace) -> int:
+    if options.destination.suffix != ".safetensors":
+        raise ValueError(f"DEST must end in .safetensors, got {str(options.destination)!r}.")
     if options.destination.exists() and not options.force:
         raise ValueError(f"{options.destination} exists: --force replaces it.")
     if not options.destination.parent.is_dir():
