@@ -122,6 +122,34 @@ def test_add_by_hand():
     np.testing.assert_allclose(of_b, [-1 / 6, 6 / 6], rtol=1e-7)
 
 
+def test_mean(rng):
+    x, r = rng.normal(size=(7, 5)), rng.normal(size=5)
+    output, (relevance,) = propagate(CHEFER.mean, [x], r)
+    np.testing.assert_allclose(output, x.mean(axis=0), **TOLERANCE)
+    np.testing.assert_allclose(relevance, x * plain_divide(r, x.mean(axis=0)) / 7, **TOLERANCE)
+
+
+def test_mean_by_hand():
+    # Of 4 + (-1) = 3, twelve units of relevance: 16 for the 4 and -4 for the -1.
+    _, (relevance,) = propagate(CHEFER.mean, [[[4.0], [-1.0]]], [12.0])
+    np.testing.assert_allclose(relevance, [[16.0], [-4.0]], rtol=1e-8)
+
+
+def test_multiply(rng):
+    """The rule of matmul for matrices of one number."""
+    a, b, r = rng.normal(size=(3, 4)), rng.normal(size=(3, 4)), rng.normal(size=(3, 4))
+    output, relevances = propagate(CHEFER.multiply, [a, b], r)
+    np.testing.assert_allclose(output, a * b, **TOLERANCE)
+    _, expected = propagate(CHEFER.matmul, [a[..., None, None], b[..., None, None]], r[..., None, None])
+    for relevance, plain in zip(relevances, expected, strict=True):
+        np.testing.assert_allclose(relevance, plain[..., 0, 0], rtol=1e-6)
+
+
+def test_multiply_by_hand():
+    _, relevances = propagate(CHEFER.multiply, [[2.0], [-3.0]], [5.0])
+    np.testing.assert_array_equal(relevances, [[2.5], [2.5]])
+
+
 @pytest.mark.parametrize(
     "operation",
     [
@@ -173,6 +201,8 @@ OPERATIONS = {
     "patch_embed": (lambda rules, x, y: rules.patch_embed(x, jnp.eye(4) * 2.0 - 0.3, None), 1),
     "matmul": (lambda rules, x, y: rules.matmul(x, y.T), 2),
     "add": (lambda rules, x, y: rules.add(x, y), 2),
+    "multiply": (lambda rules, x, y: rules.multiply(x, y), 2),
+    "mean": (lambda rules, x, y: rules.mean(x), 1),
     "softmax": (lambda rules, x, y: rules.softmax(x, 0.5), 1),
     "layer_norm": (lambda rules, x, y: rules.layer_norm(x, jnp.ones(4), jnp.ones(4), 1e-6), 1),
     "activation": (lambda rules, x, y: rules.activation(jnp.tanh, x), 1),
@@ -233,6 +263,9 @@ def test_stable_rules(rng, epsilon):
     share = plain_stable(r, terms, 1, epsilon) / 2
     np.testing.assert_allclose(of_x, share.sum(axis=2), **TOLERANCE)
     np.testing.assert_allclose(of_w, share.sum(axis=0), **TOLERANCE)
+
+    _, (relevance,) = propagate(stable(epsilon).mean, [x], x[0])
+    np.testing.assert_allclose(relevance, plain_stable(x[0], x / 5, 0, epsilon), **TOLERANCE)
 
     a, b, r = rng.normal(size=(3, 5, 4))
     _, (of_a, of_b) = propagate(stable(epsilon).add, [a, b], r)
