@@ -324,7 +324,7 @@ def _read_json(folder: Path) -> dict[str, Any]:
             except (ValueError, TypeError, RecursionError) as error:
                 raise ValueError(f"{folder / name} is not a JSON object: {error}.") from error
     told: dict[str, Any] = {}
-    timm = config.get("pretrained_cfg", {})
+    timm = config.get("pretrained_cfg") or {}
     pairs = (
         (config, "num_attention_heads", "num_heads", int),
         (config, "layer_norm_eps", "norm_epsilon", float),
@@ -348,15 +348,17 @@ def _read_json(folder: Path) -> dict[str, Any]:
             if value is None:
                 raise ValueError(f"{folder}: {theirs} is {content[theirs]!r}, which is not known here.")
             told[ours] = value
-    size, crop = images.get("size"), images.get("crop_size") if images.get("do_center_crop") else None
-    if isinstance(size, dict) and "shortest_edge" in size:
-        told["resize"] = size["shortest_edge"]
-    elif isinstance(size, dict) and crop:
-        told["resize"] = (size["height"], size["width"])
-    elif size and not crop:
-        told["resize"], told["crop"] = "image_size", False
-    if timm.get("crop_pct"):
-        told["enlarge"] = 1 / timm["crop_pct"]
+    try:
+        if timm.get("crop_pct"):
+            told["enlarge"] = 1 / timm["crop_pct"]
+        size, crop = images.get("size"), images.get("crop_size") if images.get("do_center_crop") else None
+        if size and crop:
+            edges = [edge if isinstance(edge, int) else min(edge.values()) for edge in (size, crop)]
+            told["enlarge"] = edges[0] / edges[1]
+        elif size:
+            told["enlarge"] = None
+    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        raise ValueError(f"{folder}: the size of the resize or the crop is not understood.") from error
     return told
 
 
@@ -512,17 +514,16 @@ def _configure(
     }
     if read["pre_norm"]:
         read |= {"norm_epsilon": 1e-5, "final_norm_epsilon": 1e-5}
-    enlarge, published = PREPROCESSING[preprocessing or family.preprocessing]
+    enlarge, preset = PREPROCESSING[preprocessing or family.preprocessing]
+    published = dict(preset)
     if preprocessing is None:
-        published = published | {name: told[name] for name in ("mean", "std", "interpolation") if name in told}
+        published |= {name: told[name] for name in ("mean", "std", "interpolation") if name in told}
         enlarge = told.get("enlarge", enlarge)
     rows, cols = read["image_size"]
-    if preprocessing is None and "resize" in told and told["resize"] != "image_size":
-        published |= {"resize": told["resize"], "crop": True}
-    elif enlarge is None:
+    if enlarge is None:
         published |= {"resize": (rows, cols), "crop": False}
     else:
-        published["resize"] = int(max(rows, cols) * enlarge)
+        published["resize"] = int(max(rows, cols) * enlarge + 1e-6)
     others = {name: value for name, value in told.items() if name in ("norm_epsilon", "final_norm_epsilon", "gelu")}
     config = ViTConfig(**(read | published | others | fields))
     names = told.get("class_names", ())

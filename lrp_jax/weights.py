@@ -78,9 +78,9 @@ def _read(file: IO[bytes]) -> dict[str, np.ndarray]:
             names = archive.namelist()
             if any(name.endswith(".npy") for name in names):
                 return _read_npz(archive)
-            return _flatten(_read_torch_zip(archive, names))
+            return _unprefixed(_read_torch_zip(archive, names))
     if start[:1] == b"\x80":
-        return _flatten(_read_torch_legacy(file))
+        return _unprefixed(_read_torch_legacy(file))
     raise ValueError("this is neither .safetensors nor .npz nor a PyTorch file.")
 
 
@@ -269,7 +269,7 @@ def _materialise(tree: Any, storage: Callable[[_Storage], np.ndarray]) -> dict[s
     return arrays
 
 
-def _flatten(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _unprefixed(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Without the prefix that parallel training puts before every name."""
     if all(name.startswith("module.") for name in arrays):
         return {name.removeprefix("module."): array for name, array in arrays.items()}

@@ -125,12 +125,17 @@ def test_every_family_has_its_models():
 @pytest.mark.parametrize("name", CASES)
 def test_logits_are_those_of_the_original(name):
     weights, fields, image, logits = case(name)
-    for dtype, tolerance in ((np.float64, 1e-9), (np.float32, 1e-4)):
-        model, params = lrp_jax.convert({k: v.astype(dtype) for k, v in weights.items()}, **fields)
-        forward = jax.jit(lambda p, x, model=model: model.forward(p, x, None, lrp_jax.GRADIENT)[0])
-        ours = forward(params, jnp.asarray(image, dtype))
-        assert ours.dtype == dtype
-        assert relative_error(ours, logits) <= tolerance
+    model, params = lrp_jax.convert(as_float64(weights), **fields)
+    explanation = lrp_jax.explain(model, params, jnp.asarray(image, jnp.float64)[None])
+    assert relative_error(explanation.logits[0], logits) <= 1e-9
+    chex.assert_shape(explanation.relevance, (1, 1, 4, 4))
+    chex.assert_tree_all_finite(explanation)
+    assert explanation.relevance.max() > 0
+
+    model, params = lrp_jax.convert(weights, **fields)
+    ours = jax.jit(lambda p, x: model.forward(p, x, None, lrp_jax.GRADIENT)[0])(params, jnp.asarray(image))
+    assert ours.dtype == jnp.float32
+    assert relative_error(ours, logits) <= 1e-4
 
 
 READOUTS = {
