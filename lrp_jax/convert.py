@@ -465,11 +465,13 @@ def _configure(
     width, channels, *patch = shape("patch_embed.proj.weight", 4)
     positions = shape("pos_embed", 3)[1]
     hidden, back = shape("blocks.0.mlp.fc1.weight", 2)[0], shape("blocks.0.mlp.fc2.weight", 2)[1]
-    registers = shape("reg_token", 3)[1] if "reg_token" in weights else 0
-    for name in ("cls_token", "dist_token", "attn_pool.latent"):
-        if name in weights and shape(name, 3) != (1, 1, width):
-            raise ValueError(f"{name} (timm's name) has the shape {weights[name].shape}, expected (1, 1, {width}).")
-    prefix = ("cls_token" in weights) + ("dist_token" in weights) + registers
+    for name in ("cls_token", "dist_token", "reg_token", "attn_pool.latent"):
+        if name in weights:
+            found = shape(name, 3)
+            expected = (1, found[1] if name == "reg_token" else 1, width)
+            if found != expected:
+                raise ValueError(f"{name} (timm's name) has the shape {found}, expected {expected}.")
+    prefix = _prefixes(weights)[0]
     features, readout, norm_after = width, "class" if "cls_token" in weights else "mean", False
     head = "head"
     if "distilled_head.weight" in weights:
@@ -486,8 +488,7 @@ def _configure(
         classes = width
         notes.append(f"there is no head: the {width} features take the place of logits")
 
-    # A position embedding is for the patches and the prefix, or a part of it.
-    grids = [g for p in sorted({prefix, prefix - registers, 0}, reverse=True) if (g := _square(positions - p))]
+    grids = [g for p in _prefixes(weights) if (g := _square(positions - p))]
     wanted = fields.get("image_size")
     size = tuple(np.broadcast_to(wanted, 2).tolist()) if wanted is not None else None
     if size is None and not grids:
@@ -539,6 +540,13 @@ def _configure(
 def imagenet_names() -> tuple[str, ...]:
     """The names of ImageNet-1k's classes, in order of their synset."""
     return tuple((resources.files("lrp_jax") / "data" / "imagenet1k.txt").read_text().splitlines())
+
+
+def _prefixes(weights: Weights) -> list[int]:
+    """How many tokens stand before the patches; then, how many may have a position: all but registers, or none."""
+    registers = weights["reg_token"].shape[1] if "reg_token" in weights else 0
+    prefix = ("cls_token" in weights) + ("dist_token" in weights) + registers
+    return sorted({prefix, prefix - registers, 0}, reverse=True)
 
 
 def _square(patches: int) -> tuple[int, int] | None:
@@ -593,11 +601,10 @@ _TABLE: tuple[tuple[str, str, Callable[[np.ndarray], np.ndarray]], ...] = (
 
 def _parameters(config: ViTConfig, weights: Weights, notes: list[str]) -> Weights:
     """Our parameters by dotted name; what is missing shows when they are put together."""
-    parameters: Weights = {}
+    parameters: Weights = {"pos_embed": _positions(config, weights, notes)}
     prefix = [weights.pop(name) for name in ("cls_token", "dist_token", "reg_token") if name in weights]
     if prefix:
         parameters["cls_token"] = np.concatenate([x.reshape(-1, x.shape[-1]) for x in prefix])
-    parameters["pos_embed"] = _positions(config, weights.pop("pos_embed")[0], notes)
     for ours, theirs, transform in _TABLE:
         names = [theirs.format(i) for i in range(config.depth)] if "{}" in theirs else [theirs]
         missing = [name for name in names if name not in weights]
@@ -621,12 +628,10 @@ def _parameters(config: ViTConfig, weights: Weights, notes: list[str]) -> Weight
     return parameters
 
 
-def _positions(config: ViTConfig, embedding: np.ndarray, notes: list[str]) -> np.ndarray:
+def _positions(config: ViTConfig, weights: Weights, notes: list[str]) -> np.ndarray:
     """Position embeddings ``[N, D]`` of the whole prefix (zeros where there are none) and of the configured grid."""
     rows, cols = config.grid
-    options = sorted(
-        {config.prefix_tokens, min(config.prefix_tokens, 1), min(config.prefix_tokens, 2), 0}, reverse=True
-    )
+    options, embedding = _prefixes(weights), weights.pop("pos_embed")[0]
     exact = [p for p in options if len(embedding) - p == rows * cols]
     square = [p for p in options if _square(len(embedding) - p)]
     if not exact and not square:

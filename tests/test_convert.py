@@ -70,6 +70,7 @@ def test_without_qkv_bias(golden_weights):
         (lambda w: w.update({"fc_norm.weight": np.ones(32)}), r"unexpected fc_norm\.weight"),
         (lambda w: w.update({"blocks.0.attn.k.weight": np.ones((32, 32))}), "unexpected"),
         (lambda w: w.update({"cls_token": np.ones((1, 32))}), r"cls_token .* of the shape \(1, 32\), expected rank 3"),
+        (lambda w: w.update({"reg_token": np.ones(32)}), r"reg_token .* of the shape \(32,\), expected rank 3"),
         (dict.clear, "it holds nothing"),
     ],
 )
