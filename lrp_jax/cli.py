@@ -25,11 +25,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import lrp_jax
-from lrp_jax.attribution import METHODS, explain
+from lrp_jax.attribution import explain
 from lrp_jax.checkpoint import load, save
 from lrp_jax.convert import FAMILIES, PREPROCESSING, convert_with_summary, imagenet_names
 from lrp_jax.files import replacing
 from lrp_jax.images import crop, panel, preprocess, read_image
+from lrp_jax.methods import METHODS
 from lrp_jax.rules import GRADIENT, RULES
 from lrp_jax.vit import Params, ViT, ViTConfig
 

@@ -1,12 +1,14 @@
-"""Writing a file whole or not at all."""
+"""Files whole or not at all, and modules that are there or not."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -34,3 +36,22 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def needs(module: str, *, extra: str) -> Any:
+    """Import a module of an optional extra.
+
+    Args:
+        module: its name.
+        extra: the extra of lrp-jax that brings it.
+
+    Returns:
+        The module.
+
+    Raises:
+        ImportError: it is not installed; the message says how to install it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f'{module} is needed here: pip install "lrp-jax[{extra}]".') from error

@@ -156,6 +156,20 @@ def heatmaps(relevance: ArrayLike, size: tuple[int, int]) -> Array:
     return jax.image.resize(relevance, (*relevance.shape[:-2], *size), "bilinear", antialias=False)
 
 
+def unit_range(relevance: ArrayLike) -> Array:
+    """Maps scaled to [0, 1], each by its smallest and largest value; 0 where constant.
+
+    Args:
+        relevance: ``[..., H, W]``.
+
+    Returns:
+        ``[..., H, W]``.
+    """
+    relevance = jnp.asarray(relevance)
+    low, high = relevance.min(axis=(-2, -1), keepdims=True), relevance.max(axis=(-2, -1), keepdims=True)
+    return (relevance - low) / jnp.where(high > low, high - low, 1)
+
+
 def overlay(picture: Image.Image, heatmap: ArrayLike) -> Image.Image:
     """Lay a heat map over the grey form of its picture.
 
@@ -174,8 +188,7 @@ def overlay(picture: Image.Image, heatmap: ArrayLike) -> Image.Image:
         raise ValueError(f"heatmap must be [H, W] = {(picture.height, picture.width)}, got the shape {heat.shape}.")
     if not np.isfinite(heat).all():
         raise ValueError("heatmap must be finite, got NaN or infinite values.")
-    heat = heat - heat.min()
-    heat = heat / (heat.max() or 1)
+    heat = np.asarray(unit_range(heat))
     places = np.linspace(0, 1, len(_COLOURS))
     colours = np.stack([np.interp(heat, places, channel) for channel in _COLOURS.T], axis=-1)
     grey = np.asarray(picture.convert("L"), np.float64)[..., None]

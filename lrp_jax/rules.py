@@ -200,6 +200,11 @@ def _chefer_matmul_backward(epsilon: float, residuals: tuple[Array, ...], r: Arr
 _chefer_matmul.defvjp(_chefer_matmul_forward, _chefer_matmul_backward)
 
 
+def _summed(r: Array, z: Array) -> Array:
+    """The relevance of a sum z, which all that reads it gave: the authors divide each part by z, and multiply by it."""
+    return z * safe_divide(r, z)
+
+
 # add, z = a + b:  S = R / z, a' = a S, b' = b S, and R_a = a' |Sum a'| / (|Sum a'| + |Sum b'|) Sum R / Sum a',
 # R_b alike, with sums over all tokens and channels of the one example.
 
@@ -215,6 +220,7 @@ def _chefer_add_forward(epsilon: float, a: Array, b: Array) -> tuple[Array, tupl
 
 def _chefer_add_backward(epsilon: float, residuals: tuple[Array, Array], r: Array) -> tuple[Array, Array]:
     a, b = residuals
+    r = r if epsilon else _summed(r, a + b)
     s = _divide(r, a + b, jnp.abs(a) + jnp.abs(b), epsilon)
     a, b, total = a * s, b * s, r.sum()
     a_sum, b_sum = a.sum(), b.sum()
@@ -225,6 +231,49 @@ def _chefer_add_backward(epsilon: float, residuals: tuple[Array, Array], r: Arra
 
 
 _chefer_add.defvjp(_chefer_add_forward, _chefer_add_backward)
+
+
+# The rules that the paper compares with. dense, each sign for itself, which gives out twice what it receives:
+#   Z+ = x+ w+,  Z- = x- w-,  R_x = x+ ((R / Z+) w+^T) + x- ((R / Z-) w-^T);  add, z = a + b: R_a = a R / z, R_b alike.
+
+
+@jax.custom_vjp
+def _baseline_dense(x: Array, kernel: Array, bias: Array | None) -> Array:
+    return _dense(x, kernel, bias)
+
+
+def _baseline_dense_forward(x: Array, kernel: Array, bias: Array | None) -> tuple[Array, tuple[Array, Array]]:
+    return _dense(x, kernel, bias), (x, kernel)
+
+
+def _baseline_dense_backward(residuals: tuple[Array, Array], r: Array) -> tuple[Array, None, None]:
+    def of_sign(x: Array, kernel: Array) -> Array:
+        return x * (safe_divide(r, x @ kernel) @ kernel.T)
+
+    x, kernel = residuals
+    positive = of_sign(jnp.maximum(x, 0), jnp.maximum(kernel, 0))
+    return positive + of_sign(jnp.minimum(x, 0), jnp.minimum(kernel, 0)), None, None
+
+
+_baseline_dense.defvjp(_baseline_dense_forward, _baseline_dense_backward)
+
+
+@jax.custom_vjp
+def _baseline_add(a: Array, b: Array) -> Array:
+    return a + b
+
+
+def _baseline_add_forward(a: Array, b: Array) -> tuple[Array, tuple[Array, Array]]:
+    return a + b, (a, b)
+
+
+def _baseline_add_backward(residuals: tuple[Array, Array], r: Array) -> tuple[Array, Array]:
+    a, b = residuals
+    s = safe_divide(_summed(r, a + b), a + b)
+    return a * s, b * s
+
+
+_baseline_add.defvjp(_baseline_add_forward, _baseline_add_backward)
 
 
 # multiply, z = a b, is the matmul of numbers: R_a = R_b = R / 2.
@@ -322,8 +371,12 @@ def stable(epsilon: float = 0.03) -> Rules:
     return _chefer("stable" if epsilon == 0.03 else f"stable({epsilon})", epsilon)
 
 
+#: The rules that the paper compares its own with: z-plus products of each sign for itself, additions that are not
+#: normalised.
+BASELINE = dataclasses.replace(CHEFER, name="baseline", dense=_baseline_dense, add=_baseline_add)
+
 #: Rule sets of relevance by name.
-RULES: dict[str, Rules] = {"chefer": CHEFER, "stable": stable()}
+RULES: dict[str, Rules] = {"chefer": CHEFER, "stable": stable(), "baseline": BASELINE}
 
 
 def with_gradient(rules: Rules) -> Rules:

@@ -13,7 +13,6 @@ from conftest import relative_error
 from hypothesis import strategies as st
 
 import lrp_jax
-from lrp_jax.attribution import METHODS
 
 CASES = range(6)
 
@@ -96,14 +95,14 @@ def test_batch_equals_single():
             chex.assert_trees_all_close(single.logits[0], batch.logits[b], rtol=1e-12)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_inside_the_callers_transforms(method):
+@pytest.mark.parametrize(("method", "options"), [("transformer_attribution", {}), ("rise", {"masks": 3})])
+def test_inside_the_callers_transforms(method, options):
     model, params = small_model()
     images, targets = small_images(4), jnp.array([[0, 1], [2, 3], [4, 0], [1, 2]])
-    expected = lrp_jax.explain(model, params, images, targets, method=method)
+    expected = lrp_jax.explain(model, params, images, targets, method=method, **options)
 
     def explain(params, images, targets):
-        return lrp_jax.explain(model, params, images, targets, method=method)
+        return lrp_jax.explain(model, params, images, targets, method=method, **options)
 
     chex.assert_trees_all_close(jax.jit(explain)(params, images, targets), expected, rtol=1e-10)
     closed_over = jax.jit(lambda params: explain(params, images, targets))(params)
@@ -299,9 +298,13 @@ class TestBadInput:
             ((images, [0]), {}, r"2 images.*got the shape \(1,\)"),
             ((images, np.zeros((2, 0), int)), {}, "at least 1"),
             ((images, 3), {}, r"got the shape \(\)"),
-            ((images,), {"method": "gradcam"}, "transformer_attribution; got 'gradcam'"),
+            ((images,), {"method": "gradcam"}, "transformer_attribution, raw_attention, .*; got 'gradcam'"),
             ((images,), {"layer": 1}, "takes the options start_layer, rules; got 'layer'"),
-            ((images,), {"rules": "epsilon"}, "rules must be one of chefer, stable, or a Rules; got 'epsilon'"),
+            (
+                (images,),
+                {"rules": "epsilon"},
+                "rules must be one of chefer, stable, baseline, or a Rules; got 'epsilon'",
+            ),
             ((images,), {"start_layer": 3}, "0 to 2; got 3"),
             ((images,), {"start_layer": -1}, "0 to 2; got -1"),
         ],

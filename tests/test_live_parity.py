@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import relative_error
+from conftest import GOLDEN, relative_error
+from test_attribution import small_images, small_model
 
 import lrp_jax
+from lrp_jax import metrics
 from lrp_jax.weights import read_weights
 
 with warnings.catch_warnings():
@@ -74,3 +76,90 @@ def test_pickles_are_read_as_torch_reads_them(tmp_path, zipped):
     for name, tensor in theirs.items():
         expected = tensor.float().numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
         np.testing.assert_array_equal(ours[name].astype(expected.dtype), expected)
+
+
+class Twin(torch.nn.Module):
+    """The logits of a model of one block, in torch, for captum."""
+
+    def __init__(self, params, config):
+        super().__init__()
+        self.config = config
+        for path, value in jax.tree_util.tree_leaves_with_path(params):
+            name = "_".join(key.key for key in path)
+            self.register_buffer(name, torch.from_numpy(np.array(value)))
+
+    def forward(self, images):
+        functional, config = torch.nn.functional, self.config
+        p, width, heads = config.patch_size[0], config.width, config.num_heads
+
+        def norm(x, name):
+            weight, bias = (getattr(self, f"{name}_{part}").reshape(width) for part in ("scale", "bias"))
+            return functional.layer_norm(x, (width,), weight, bias, 1e-6)
+
+        def dense(x, name):
+            return x @ getattr(self, f"{name}_kernel").squeeze(0) + getattr(self, f"{name}_bias").squeeze(0)
+
+        n, channels, height, _ = images.shape
+        rows = height // p
+        patches = images.reshape(n, channels, rows, p, rows, p).permute(0, 2, 4, 3, 5, 1).reshape(n, rows * rows, -1)
+        x = dense(patches, "patch_embed")
+        x = torch.cat([self.cls_token.expand(n, 1, width), x], dim=1) + self.pos_embed
+        qkv = dense(norm(x, "blocks_norm1"), "blocks_attn_qkv").reshape(n, -1, 3, heads, width // heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        attention = (q @ k.transpose(-1, -2) / (width // heads) ** 0.5).softmax(-1)
+        x = x + dense((attention @ v).transpose(1, 2).reshape(n, -1, width), "blocks_attn_proj")
+        hidden = functional.gelu(dense(norm(x, "blocks_norm2"), "blocks_mlp_fc1"))
+        x = x + dense(hidden, "blocks_mlp_fc2")
+        return dense(norm(x[:, 0], "norm"), "head")
+
+
+def test_methods_of_the_gradient_and_occlusion_are_those_of_captum():
+    captum = pytest.importorskip("captum.attr")
+    model, params = small_model(depth=1)
+    twin = Twin(params, model.config)
+    images, targets = small_images(2), np.array([3, 1])
+    inputs, classes = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2), torch.from_numpy(targets)
+
+    def ours(method, **options):
+        explanation = lrp_jax.explain(model, params, images, targets, method=method, **options)
+        assert relative_error(explanation.logits, twin(inputs)) <= 1e-10
+        return explanation.relevance[:, 0]
+
+    theirs = captum.Saliency(twin).attribute(inputs, target=classes).amax(1)
+    assert relative_error(ours("saliency"), theirs) <= 1e-9
+    theirs = captum.InputXGradient(twin).attribute(inputs, target=classes).sum(1)
+    assert relative_error(ours("input_x_gradient"), theirs.detach()) <= 1e-9
+    theirs = captum.IntegratedGradients(twin).attribute(inputs, 0.25, target=classes, n_steps=20).sum(1)
+    assert (
+        relative_error(ours("integrated_gradients", baseline=0.25, steps=20), theirs) <= 1e-7
+    )  # its points are float32
+    for window, stride in (((8, 8), (4, 4)), ((5, 5), (3, 3)), ((6, 4), (5, 1))):
+        shapes = {"sliding_window_shapes": (3, *window), "strides": (3, *stride)}
+        theirs = captum.Occlusion(twin).attribute(inputs, target=classes, baselines=0.25, **shapes)[:, 0]
+        maps = ours("occlusion", window=window, stride=stride, baseline=0.25)
+        assert relative_error(maps, theirs) <= 1e-6  # its maps are float32
+
+
+def test_perturbation_equals_the_authors(golden_model):
+    """With torch's choice among pixels of equal relevance, which is its own."""
+    with np.load(GOLDEN / "perturbation.npz") as file:
+        golden = dict(file)
+    images = (golden["images"].transpose(0, 2, 3, 1) - 0.5) / 0.5
+    maps = np.asarray(lrp_jax.heatmaps(golden["relevance"], (32, 32))).reshape(6, -1)
+    accuracy = {sign: [(golden["clean_logits"].argmax(axis=1) == golden["target"]).mean()] for sign in (1, -1)}
+    for sign, name in ((1, "positive"), (-1, "negative")):
+        for step in range(1, 10):
+            count, hits = int(1024 * (step / 10)), []
+            for image, flat, target, expected in zip(
+                images, maps, golden["target"], golden[f"{name}_logits"][step - 1], strict=True
+            ):
+                first = torch.topk(torch.from_numpy(sign * flat), count)[1].numpy()
+                places = np.full(1024, 1024)
+                places[first] = np.arange(count)
+                (logits,) = metrics.perturbed_logits(
+                    *golden_model, image, places.reshape(32, 32), np.array([count]), np.full(3, -1.0)
+                )
+                np.testing.assert_allclose(logits, expected, atol=1e-9)
+                hits.append(logits.argmax() == target)
+            accuracy[sign].append(np.mean(hits))
+        assert metrics.area_under_curve(accuracy[sign]) == pytest.approx(golden[f"{name}_auc"], abs=1e-12)
