@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import difflib
 import errno
+import inspect
 import itertools
 import json
 import os
@@ -31,7 +32,7 @@ from lrp_jax.convert import FAMILIES, PREPROCESSING, convert_with_summary, image
 from lrp_jax.files import replacing
 from lrp_jax.images import crop, panel, preprocess, read_image
 from lrp_jax.methods import METHODS
-from lrp_jax.rules import GRADIENT, RULES
+from lrp_jax.rules import GRADIENT
 from lrp_jax.vit import Params, ViT, ViTConfig
 
 _EXAMPLES = Path(__file__).parent / "data" / "examples"
@@ -84,17 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--top-k", type=_positive, default=2, metavar="K", help="explain the K most probable classes (default: 2)"
     )
-    command.add_argument(
-        "--method", choices=list(METHODS), default="transformer_attribution", help="(default: %(default)s)"
-    )
-    command.add_argument(
-        "--start-layer", type=int, metavar="S", help="first block that enters the map (default: 0, all of them)"
-    )
-    command.add_argument(
-        "--rules",
-        choices=list(RULES),
-        help="how relevance is propagated: the paper's rules made stable, or to the letter (default: stable)",
-    )
+    _add_method(command)
     command.add_argument(
         "--output", type=Path, default=Path("lrp_jax_maps"), metavar="FOLDER", help="(default: %(default)s)"
     )
@@ -102,6 +93,14 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--batch-size", type=_positive, default=8, metavar="B", help="images explained at once (default: 8)"
     )
+
+    command = commands.add_parser(
+        "methods",
+        help="list the methods and their options",
+        description="List the attribution methods, or tell all about one.",
+    )
+    command.set_defaults(run=_methods_command)
+    command.add_argument("name", nargs="?", choices=list(METHODS), metavar="METHOD")
 
     command = commands.add_parser(
         "convert",
@@ -139,6 +138,47 @@ def _parser() -> argparse.ArgumentParser:
         help="any other field of lrp_jax.ViTConfig, e.g. gelu=quick, final_norm_epsilon=1e-5 or mean=[0.5,0.5,0.5]",
     )
     return parser
+
+
+def _add_method(command: argparse.ArgumentParser) -> None:
+    """``--method``, and a flag for every option of any method."""
+    command.add_argument(
+        "--method",
+        choices=list(METHODS),
+        default="transformer_attribution",
+        metavar="METHOD",
+        help="see lrp-jax methods (default: %(default)s)",
+    )
+    group = command.add_argument_group("options of methods (with their defaults)")
+    takers: dict[str, list[str]] = {}
+    for method in METHODS.values():
+        for option, default in method.options.items():
+            takers.setdefault(option, []).append(f"{method.name} ({default})")
+    for option, methods in takers.items():
+        flag = f"--{option.replace('_', '-')}"
+        group.add_argument(
+            flag,
+            type=_value,
+            default=argparse.SUPPRESS,
+            dest=f"option {option}",
+            metavar="VALUE",
+            help=", ".join(methods),
+        )
+
+
+def _method_options(options: argparse.Namespace) -> dict[str, Any]:
+    """The options of methods that were given."""
+    given = ((name.removeprefix("option "), value) for name, value in vars(options).items() if name[:7] == "option ")
+    return dict(given)
+
+
+def _value(text: str) -> Any:
+    """A number, a truth value, a tuple of them, or else the text itself."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return {"True": True, "False": False, "None": None}.get(text, text)
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _positive(text: str) -> int:
@@ -192,12 +232,25 @@ def _explain_command(options: argparse.Namespace) -> int:
                     for k, row in enumerate(rows):
                         table.add_row(*(("", *row, "") if k else (str(path), *row, str(panels[path]))))
             progress.advance(task, min(size, len(paths) - start))
-    # A file or a pipe has no width.
-    if table.row_count and sys.stdout is not None:
-        Console(width=None if sys.stdout.isatty() else 10_000, highlight=False, markup=False).print(table)
+    if table.row_count:
+        _print_table(table)
     if skipped:
         print(f"lrp-jax: {len(skipped)} of {len(paths)} images were skipped.", file=sys.stderr)
     return _FAILED if skipped else 0
+
+
+def _methods_command(options: argparse.Namespace) -> int:
+    if options.name:
+        method = METHODS[options.name]
+        print(f"{method.name}: {inspect.getdoc(method.function)}\n\nReference: {method.reference}")
+        return 0
+    table = Table("method", "resolution", "classes", "options", "what", "reference", box=None, pad_edge=False)
+    for method in METHODS.values():
+        taken = " ".join(f"{name}={default}" for name, default in method.options.items())
+        classes = "differ" if method.class_specific else "share one"
+        table.add_row(method.name, method.resolution, classes, taken, method.summary, method.reference)
+    _print_table(table)
+    return 0
 
 
 def _convert_command(options: argparse.Namespace) -> int:
@@ -212,11 +265,7 @@ def _convert_command(options: argparse.Namespace) -> int:
         name, equals, text = assignment.partition("=")
         if not equals:
             raise ValueError(f"--set must be FIELD=VALUE, got {assignment!r}.")
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = text
-        fields[name] = tuple(value) if isinstance(value, list) else value
+        fields[name] = _value(text)
     if options.num_heads:
         fields["num_heads"] = options.num_heads
     if options.image_size:
@@ -247,8 +296,7 @@ def _convert_command(options: argparse.Namespace) -> int:
 def _compiled(model: ViT, options: argparse.Namespace) -> Callable[[Params, ArrayLike], dict[str, Array]]:
     """The function from parameters and images to what is written for them."""
     config = model.config
-    given = {"start_layer": options.start_layer, "rules": options.rules}
-    settings = {name: value for name, value in given.items() if value is not None}
+    settings = _method_options(options)
     asked = options.target and np.array(list(dict.fromkeys(_class_index(word, config) for word in options.target)))
     if options.top_k > config.num_classes:
         raise ValueError(f"--top-k must be at most the model's {config.num_classes} classes, got {options.top_k}.")
@@ -265,6 +313,11 @@ def _compiled(model: ViT, options: argparse.Namespace) -> Callable[[Params, Arra
         return dataclasses.asdict(explanation) | {"probabilities": squash(explanation.logits)}
 
     return run
+
+
+def _print_table(table: Table) -> None:
+    if sys.stdout is not None:  # a file or a pipe has no width
+        Console(width=None if sys.stdout.isatty() else 10_000, highlight=False, markup=False).print(table)
 
 
 def _write(

@@ -16,6 +16,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
+from lrp_jax.metrics import unit_range
 from lrp_jax.vit import ViTConfig
 
 _PANEL = 224  # smallest edge of each picture of a panel, in pixels
@@ -154,20 +155,6 @@ def heatmaps(relevance: ArrayLike, size: tuple[int, int]) -> Array:
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"size must be (H, W), both at least 1, got {size}.")
     return jax.image.resize(relevance, (*relevance.shape[:-2], *size), "bilinear", antialias=False)
-
-
-def unit_range(relevance: ArrayLike) -> Array:
-    """Maps scaled to [0, 1], each by its smallest and largest value; 0 where constant.
-
-    Args:
-        relevance: ``[..., H, W]``.
-
-    Returns:
-        ``[..., H, W]``.
-    """
-    relevance = jnp.asarray(relevance)
-    low, high = relevance.min(axis=(-2, -1), keepdims=True), relevance.max(axis=(-2, -1), keepdims=True)
-    return (relevance - low) / jnp.where(high > low, high - low, 1)
 
 
 def overlay(picture: Image.Image, heatmap: ArrayLike) -> Image.Image:

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lrp_jax.images import unit_range
+from lrp_jax.metrics import unit_range
 from lrp_jax.propagation import (
     Model,
     Params,
@@ -303,8 +303,10 @@ def single_block(
         Logits, targets and relevance of one image.
 
     Raises:
-        ValueError: ``block`` is not a block, or ``rules`` is unknown.
+        ValueError: ``block`` is not a block, ``gradient`` not a truth value, or ``rules`` is unknown.
     """
+    if not isinstance(gradient, bool):
+        raise ValueError(f"gradient must be True or False, got {gradient!r}.")
     _check_block(model, params, image, negative=True, block=block)
     if gradient:
         logits, targets, _, gradients, relevance = signals(model, params, image, targets, rules, block)

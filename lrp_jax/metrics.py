@@ -16,7 +16,6 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from lrp_jax.files import needs
-from lrp_jax.images import unit_range
 from lrp_jax.propagation import Model, Params, forward
 
 
@@ -34,6 +33,20 @@ class Counts(NamedTuple):
     labeled: Array
     intersection: Array
     union: Array
+
+
+def unit_range(relevance: ArrayLike) -> Array:
+    """Maps scaled to [0, 1], each by its smallest and largest value; 0 where constant.
+
+    Args:
+        relevance: ``[..., H, W]``.
+
+    Returns:
+        ``[..., H, W]``.
+    """
+    relevance = jnp.asarray(relevance)
+    low, high = relevance.min(axis=(-2, -1), keepdims=True), relevance.max(axis=(-2, -1), keepdims=True)
+    return (relevance - low) / jnp.where(high > low, high - low, 1)
 
 
 def segmentation_counts(relevance: ArrayLike, mask: ArrayLike) -> Counts:
@@ -112,7 +125,7 @@ def perturbed_logits(
     return jax.lax.map(step, jnp.asarray(counts))
 
 
-def area_under_curve(values: ArrayLike, step: float = 0.1) -> np.ndarray:
+def area_under_curve(values: ArrayLike, *, step: float = 0.1) -> np.ndarray:
     """Area by the trapezoid rule, in percent.
 
     Args:

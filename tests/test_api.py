@@ -7,13 +7,19 @@ from pathlib import Path
 import pytest
 
 import lrp_jax
-from lrp_jax.attribution import METHODS
+from lrp_jax import metrics
+from lrp_jax.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
+METRICS = [f for f in vars(metrics).values() if inspect.isfunction(f) and f.__module__ == metrics.__name__]
 FUNCTIONS = {name: getattr(lrp_jax, name) for name in lrp_jax.__all__ if inspect.isfunction(getattr(lrp_jax, name))}
 
 
-@pytest.mark.parametrize("function", [*FUNCTIONS.values(), *METHODS.values()], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "function",
+    [*FUNCTIONS.values(), *METRICS, *(method.function for method in METHODS.values())],
+    ids=lambda f: f.__name__,
+)
 def test_options_are_keyword_only_and_everything_is_annotated(function):
     signature = inspect.signature(function)
     assert signature.return_annotation is not signature.empty
@@ -28,8 +34,8 @@ def test_public_names_are_documented(name):
     assert inspect.getdoc(getattr(lrp_jax, name))
 
 
-@pytest.mark.parametrize("module", ["rules", "attribution"])
-def test_rules_and_attribution_know_nothing_of_flax(module):
+@pytest.mark.parametrize("module", ["rules", "propagation", "metrics", "methods", "attribution"])
+def test_attribution_knows_nothing_of_flax(module):
     source = (Path(lrp_jax.__file__).parent / f"{module}.py").read_text()
     assert not re.search(r"^\s*(import|from) (flax|lrp_jax\.(vit|checkpoint|convert))", source, re.MULTILINE)
 

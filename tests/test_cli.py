@@ -130,6 +130,9 @@ def test_inputs_are_never_overwritten(run, tmp_path):
         (["--top-k", "many"], "expected a number of at least 1, got many"),
         (["--method", "gradcam"], "invalid choice: 'gradcam'"),
         (["--start-layer", "6"], "start_layer must be a block, 0 to 5; got 6"),
+        (["--rules", "none"], "rules must be one of chefer, stable, baseline, or a Rules; got 'none'"),
+        (["--method", "rise", "--rules", "chefer"], "method 'rise' takes the options masks, cells"),
+        (["--method", "occlusion", "--window", "[8,8,8]"], "window must be one or two integers"),
         (["--batch-size", "-1"], "expected a number of at least 1, got -1"),
         (["--output", SCENE], "--output must be a folder"),
         (["empty"], "empty: the folder holds no pictures"),
@@ -162,6 +165,28 @@ def test_installed_command():
     command = Path(sys.executable).with_name("lrp-jax")
     result = subprocess.run([command, "--version"], capture_output=True, text=True, check=True, env=dict(os.environ))
     assert result.stdout.strip() == f"lrp-jax {lrp_jax.__version__}"
+
+
+def test_methods(capsys):
+    assert cli.main(["methods"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["method", *lrp_jax.METHODS]
+    assert "masks=4000" in lines[-1]
+    assert cli.main(["methods", "occlusion"]) == 0
+    assert "window: edge of the window" in capsys.readouterr().out
+
+
+def test_another_method(run, demo):
+    options = ["--method", "occlusion", "--window", "[32,16]", "--stride", "16", "--baseline", "-1"]
+    status, _, _ = run(SCENE, *options, "--npz", "--target", "7")
+    assert status == 0
+    model, params = demo
+    image = lrp_jax.preprocess(lrp_jax.read_image(SCENE), model.config)
+    expected = lrp_jax.explain(
+        model, params, image[None], [7], method="occlusion", window=(32, 16), stride=16, baseline=-1
+    )
+    with np.load("lrp_jax_maps/scene-1.explained.npz") as raw:
+        np.testing.assert_allclose(raw["relevance"], expected.relevance[0], atol=1e-4)
 
 
 def test_convert(tmp_path, monkeypatch, capsys):
