@@ -42,16 +42,7 @@ def test_signals_equal_the_authors(golden, golden_model, golden_images, case):
     for layer in range(len(expected["attention"])):
         assert relative_error(signals.attention[0, layer], expected["attention"][layer]) <= 1e-12
         assert relative_error(signals.gradient[0, 0, layer], expected["attention_gradient"][layer]) <= 1e-12
-        assert relative_error(signals.relevance[0, 0, layer], expected["attention_relevance"][layer]) <= 1e-5
-
-
-@pytest.mark.parametrize("start_layer", [0, 1])
-@pytest.mark.parametrize("case", CASES)
-def test_map_equals_the_authors(golden, golden_model, golden_images, case, start_layer):
-    image, target = golden_images[golden[f"case{case}/image"]], golden[f"case{case}/target"]
-    explanation = lrp_jax.explain(*golden_model, image[None], target[None], start_layer=start_layer, rules="chefer")
-    expected = golden[f"case{case}/transformer_attribution/start_layer_{start_layer}"]
-    assert relative_error(explanation.relevance[0, 0].ravel(), expected) <= 1e-5
+        assert relative_error(signals.relevance[0, 0, layer], expected["attention_relevance"][layer]) <= 1e-7
 
 
 def test_map_is_the_rollout_of_the_signals():
