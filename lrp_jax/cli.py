@@ -26,9 +26,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import lrp_jax
+from lrp_jax import evaluate
 from lrp_jax.attribution import explain
 from lrp_jax.checkpoint import load, save
-from lrp_jax.convert import FAMILIES, PREPROCESSING, convert_with_summary, imagenet_names
+from lrp_jax.convert import FAMILIES, PREPROCESSING, convert_with_summary
+from lrp_jax.datasets import (
+    SCENE_SIZE,
+    Dataset,
+    DigitDataset,
+    ImageNetFolder,
+    ImageNetSegmentation,
+    MaskFolder,
+    imagenet_classes,
+    pictures_in,
+)
 from lrp_jax.files import replacing
 from lrp_jax.images import crop, panel, preprocess, read_image
 from lrp_jax.methods import METHODS
@@ -56,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("lrp-jax: interrupted; the files written so far are whole.", file=sys.stderr)
         return _INTERRUPTED
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         print(f"lrp-jax: error: {_one_line(error)}", file=sys.stderr)
         return _MISUSED
 
@@ -101,6 +112,50 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(run=_methods_command)
     command.add_argument("name", nargs="?", choices=list(METHODS), metavar="METHOD")
+
+    command = commands.add_parser(
+        "evaluate",
+        help="measure how good a method's maps are over a dataset",
+        description="Measure how good a method's maps are over a dataset. Results go to a folder; an interrupted run "
+        "goes on where it stopped.",
+    )
+    protocols = command.add_subparsers(metavar="PROTOCOL", required=True)
+    for name, what, dataset in (
+        (
+            "segmentation",
+            "whether maps find the pixels of the class: pixel accuracy, mIoU, mAP, mF1",
+            "'digits', gtsegs_ijcv.mat of ImageNet-Segmentation, or a folder with images/ and masks/ (default: digits)",
+        ),
+        (
+            "perturbation",
+            "what becomes of a prediction as pixels are removed: areas under curves",
+            "'digits', or a folder of pictures: a folder a class, or with --labels (default: digits)",
+        ),
+    ):
+        protocol = protocols.add_parser(name, help=what, description=f"Measure {what}.")
+        protocol.set_defaults(run=_evaluate_command, protocol=name)
+        protocol.add_argument("--dataset", default="digits", metavar="DATASET", help=dataset)
+        protocol.add_argument("--model", default="demo", help="'demo' or the path of a checkpoint (default: demo)")
+        _add_method(protocol)
+        protocol.add_argument("--images", type=_positive, metavar="N", help="at most N, evenly spaced (digits: 1000)")
+        protocol.add_argument(
+            "--batch-size", type=_positive, default=8, metavar="B", help="images evaluated at once (default: 8)"
+        )
+        protocol.add_argument("--correct-only", action="store_true", help="only images that are classified right")
+        protocol.add_argument(
+            "--output", type=Path, metavar="FOLDER", help="(default: lrp_jax_results/PROTOCOL-METHOD)"
+        )
+        if name == "perturbation":
+            protocol.add_argument("--labels", type=Path, metavar="FILE", help="the class of each picture of one folder")
+            protocol.add_argument(
+                "--explained", choices=["predicted", "true"], default="predicted", help="class (default: %(default)s)"
+            )
+            protocol.add_argument(
+                "--crop",
+                action="store_true",
+                help="prepare pictures as for the model, to compare the clean accuracy with a published one; without, "
+                "they are resized to the model's size as in the paper",
+            )
 
     command = commands.add_parser(
         "convert",
@@ -253,6 +308,57 @@ def _methods_command(options: argparse.Namespace) -> int:
     return 0
 
 
+def _evaluate_command(options: argparse.Namespace) -> int:
+    model, params = load(options.model)
+    dataset = _dataset(options, model.config)
+    folder = options.output or Path("lrp_jax_results") / f"{options.protocol}-{options.method}"
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--output must be a folder, {folder} is a file.")
+    settings: dict[str, Any] = {
+        "method": options.method,
+        "options": _method_options(options),
+        "batch_size": min(options.batch_size, len(dataset)),
+        "correct_only": options.correct_only,
+    }
+    if options.protocol == "perturbation":
+        settings["explained"] = options.explained
+    columns = (TextColumn(options.protocol), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("", total=len(dataset))
+        run = getattr(evaluate, options.protocol)
+        summary = run(
+            model, params, dataset, folder, **settings, progress=lambda done, _: progress.update(task, completed=done)
+        )
+    table = Table("figure", "value", "95% interval", box=None, pad_edge=False)
+    for name, figure in summary.figures.items():
+        table.add_row(name, f"{figure.value:.2f}", f"{figure.low:.2f} to {figure.high:.2f}")
+    _print_table(table)
+    if dataset.labels_per_image > 1:
+        print(f"An image has {dataset.labels_per_image} labels: a hit is a label among as many of the largest logits.")
+    if "clean accuracy" not in summary.figures:
+        print("The dataset has no labels: no clean accuracy.")
+    if summary.curves:
+        evaluate.draw_curves(summary, folder / "curves.png")
+    print(f"{summary.images} images, {options.method}: {folder}")
+    for image, reason in summary.skipped.items():
+        print(f"lrp-jax: skipped: {image}: {reason}", file=sys.stderr)
+    if summary.skipped:
+        print(f"lrp-jax: {len(summary.skipped)} of {len(dataset)} images were skipped.", file=sys.stderr)
+    return _FAILED if summary.skipped else 0
+
+
+def _dataset(options: argparse.Namespace, config: ViTConfig) -> Dataset:
+    if options.dataset == "digits":
+        if config.image_shape != (SCENE_SIZE, SCENE_SIZE, 3) or config.num_classes != 10:
+            raise ValueError("--dataset digits is for models of digit scenes, such as 'demo'; give another --dataset.")
+        return DigitDataset(options.images or 1000)
+    path = Path(options.dataset)
+    if options.protocol == "perturbation":
+        return ImageNetFolder(path, config, labels=options.labels, images=options.images, squash=not options.crop)
+    dataset = ImageNetSegmentation if path.suffix == ".mat" else MaskFolder
+    return dataset(path, config, images=options.images)
+
+
 def _convert_command(options: argparse.Namespace) -> int:
     if options.destination.suffix != ".safetensors":
         raise ValueError(f"DEST must end in .safetensors, got {str(options.destination)!r}.")
@@ -273,7 +379,8 @@ def _convert_command(options: argparse.Namespace) -> int:
             raise ValueError(f"--image-size must be one or two numbers, got {len(options.image_size)}.")
         fields["image_size"] = (options.image_size[0], options.image_size[-1])
     if options.labels:
-        names = imagenet_names() if options.labels == "imagenet1k" else Path(options.labels).read_text().splitlines()
+        known = options.labels == "imagenet1k"
+        names = [n for _, n in imagenet_classes()] if known else Path(options.labels).read_text().splitlines()
         fields["class_names"] = tuple(names)
     found = convert_with_summary(options.source, family=options.family, preprocessing=options.preprocessing, **fields)
     save(options.destination, found.model, found.params)
@@ -340,11 +447,7 @@ def _pictures(arguments: Sequence[Path]) -> list[Path]:
     paths = []
     for argument in arguments:
         if argument.is_dir():
-            known = Image.registered_extensions()
-            found = sorted(path for path in argument.iterdir() if path.suffix.lower() in known)
-            if not found:
-                raise ValueError(f"{argument}: the folder holds no pictures.")
-            paths += found
+            paths += pictures_in(argument)
         elif argument.exists():
             paths.append(argument)
         else:

@@ -13,7 +13,6 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from lrp_jax.checkpoint import listed, unflatten_params
+from lrp_jax.datasets import imagenet_classes
 from lrp_jax.vit import Params, ViT, ViTConfig
 from lrp_jax.weights import read_weights
 
@@ -533,13 +533,8 @@ def _configure(
             config = dataclasses.replace(config, class_names=names)
         elif config.num_classes == 1000:
             notes.append("the 1,000 classes are taken for those of ImageNet-1k")
-            config = dataclasses.replace(config, class_names=imagenet_names())
+            config = dataclasses.replace(config, class_names=tuple(name for _, name in imagenet_classes()))
     return config
-
-
-def imagenet_names() -> tuple[str, ...]:
-    """The names of ImageNet-1k's classes, in order of their synset."""
-    return tuple((resources.files("lrp_jax") / "data" / "imagenet1k.txt").read_text().splitlines())
 
 
 def _prefixes(weights: Weights) -> list[int]:

@@ -6,12 +6,19 @@ is specific to a class lies on the mask of that class and not on the other digit
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import functools
+import os
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
 from PIL import Image
+
+from lrp_jax.files import needs
+from lrp_jax.images import preprocess, read_image
+from lrp_jax.vit import ViTConfig
 
 SCENE_SIZE = 64
 #: Per-channel mean and standard deviation that the demo model expects: pixels in [0, 1] become [-1, 1].
@@ -65,10 +72,322 @@ def digit_scenes(n: int, *, seed: int, split: Split = "test") -> DigitScenes:
         masks=np.zeros((n, 2, size, size), bool),
     )
     for i in range(n):
-        rng = np.random.default_rng((seed, i, get_args(Split).index(split)))
-        pixels, scenes.labels[i] = _scene(rng, _digits(split), scenes.masks[i])
-        scenes.images[i] = (pixels - SCENE_MEAN) / SCENE_STD
+        scenes.images[i], scenes.labels[i], scenes.masks[i] = _digit_scene(i, seed, split)
     return scenes
+
+
+def _digit_scene(i: int, seed: int, split: Split) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Image, labels and masks of scene i."""
+    rng = np.random.default_rng((seed, i, get_args(Split).index(split)))
+    masks = np.zeros((2, SCENE_SIZE, SCENE_SIZE), bool)
+    pixels, labels = _scene(rng, _digits(split), masks)
+    return (pixels - SCENE_MEAN) / SCENE_STD, labels, masks
+
+
+class Sample(NamedTuple):
+    """An image to evaluate a method on.
+
+    Attributes:
+        image: float32 ``[H, W, channels]``, normalised for the model.
+        labels: int ``[m]``, its classes; None: unknown.
+        masks: bool ``[k, H, W]``, where they are, one for each or one for all; None: unknown.
+    """
+
+    image: np.ndarray
+    labels: np.ndarray | None
+    masks: np.ndarray | None
+
+
+class Dataset(Protocol):
+    """Images that a method is evaluated on."""
+
+    @property
+    def name(self) -> str:
+        """What it is, to be told from others in a file of results."""
+        ...
+
+    @property
+    def labels_per_image(self) -> int:
+        """How many classes an image has."""
+        ...
+
+    @property
+    def masks_of_labels(self) -> bool:
+        """Whether each label has a mask of its own."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def key(self, i: int) -> str:
+        """The name of image i."""
+        ...
+
+    def sample(self, i: int) -> Sample:
+        """Image i. Raises an OSError or a ValueError if it cannot be read."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class DigitDataset:
+    """Digit scenes, drawn one by one: see :func:`digit_scenes`."""
+
+    n: int
+    seed: int = 1
+    split: Split = "test"
+    labels_per_image: int = 2
+    masks_of_labels: bool = True
+
+    @property
+    def name(self) -> str:
+        """Kind, seed and split."""
+        return f"digit scenes, seed {self.seed}, {self.split}"
+
+    def __len__(self) -> int:
+        return self.n
+
+    def key(self, i: int) -> str:
+        """The scene's number."""
+        return f"scene {i}"
+
+    def sample(self, i: int) -> Sample:
+        """Scene i."""
+        return Sample(*_digit_scene(i, self.seed, self.split))
+
+
+class _Pictures:
+    """What datasets of pictures share: a picture is resized to the model's size, cropped or not."""
+
+    masks_of_labels = False
+
+    def __init__(self, path: str | os.PathLike[str], config: ViTConfig, *, squash: bool, images: int | None) -> None:
+        self.path, self.limit = Path(path), images
+        if not self.path.exists():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        self.squash, size = squash, config.image_shape[:2]
+        squashed = {"resize": size, "crop": False, "interpolation": "bilinear"}
+        self.config = dataclasses.replace(config, **squashed) if squash else config  # type: ignore[arg-type]
+
+    @property
+    def name(self) -> str:
+        return f"{self.path.resolve()}, {'squashed' if self.squash else 'cropped'}"
+
+    @property
+    def labels_per_image(self) -> int:
+        return 1
+
+    def _spaced(self, total: int) -> list[int]:
+        """At most ``self.limit`` of so many, evenly spaced."""
+        n = min(self.limit or total, total)
+        return [i * total // n for i in range(n)]
+
+    def _masked(self, picture: Image.Image, mask: Image.Image) -> Sample:
+        if mask.size != picture.size:
+            raise ValueError(f"the mask has {mask.size} pixels, its picture {picture.size}.")
+        rows, cols, _ = self.config.image_shape
+        small = np.asarray(mask.resize((cols, rows), Image.Resampling.NEAREST)) > 0
+        return Sample(preprocess(picture, self.config), None, small[None])
+
+
+class MaskFolder(_Pictures):
+    """Pictures in ``images/`` and, under the same stems, their masks in ``masks/``, foreground above 0.
+
+    Args:
+        path: the folder that holds both.
+        config: of the model; pictures and masks are resized to its size, as in the paper, without a crop.
+        images: how many to take, evenly spaced; None: all.
+
+    Raises:
+        OSError: there is no such folder.
+        ValueError: there are no pictures, or one has no mask.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], config: ViTConfig, *, images: int | None = None) -> None:
+        super().__init__(path, config, squash=True, images=images)
+        masks = {mask.stem: mask for mask in pictures_in(self.path / "masks")}
+        pictures = pictures_in(self.path / "images")
+        missing = [picture.name for picture in pictures if picture.stem not in masks]
+        if missing:
+            raise ValueError(f"{self.path / 'masks'} holds no mask of {', '.join(missing[:5])}.")
+        self.pairs = [(pictures[i], masks[pictures[i].stem]) for i in self._spaced(len(pictures))]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def key(self, i: int) -> str:
+        """The picture's file name."""
+        return self.pairs[i][0].name
+
+    def sample(self, i: int) -> Sample:
+        """Picture i and its mask."""
+        image, mask = self.pairs[i]
+        return self._masked(read_image(image), read_image(mask).convert("L"))
+
+
+class ImageNetSegmentation(_Pictures):
+    """The ImageNet-Segmentation dataset (Guillaumin et al. 2014), ``gtsegs_ijcv.mat``, read as it is needed.
+
+    Args:
+        path: the file, MATLAB 7.3 (HDF5): ``value/img`` and ``value/gt`` hold references.
+        config: of the model; pictures and masks are resized to its size, as in the paper, without a crop.
+        images: how many to take, evenly spaced; None: all.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: it is not of this layout.
+        ImportError: the extra ``evaluate`` is not installed.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], config: ViTConfig, *, images: int | None = None) -> None:
+        super().__init__(path, config, squash=True, images=images)
+        try:
+            self.file = needs("h5py", extra="evaluate").File(self.path, "r")
+            self.images, self.masks = self.file["value/img"], self.file["value/gt"]
+            self.numbers = self._spaced(len(self.images))
+        except (OSError, KeyError) as error:
+            raise ValueError(f"{path} is not the HDF5 file of ImageNet-Segmentation: {error}") from error
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def key(self, i: int) -> str:
+        """The picture's number."""
+        return f"image {self.numbers[i]}"
+
+    def sample(self, i: int) -> Sample:
+        """Picture i and its mask."""
+        i = self.numbers[i]
+        try:
+            pixels = np.asarray(self.file[self.images[i, 0]])  # [channels, W, H] or [W, H], as MATLAB stores it
+            mask = np.asarray(self.file[self.file[self.masks[i, 0]][0, 0]])
+            picture = Image.fromarray(pixels.transpose())
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise ValueError(f"image {i} of {self.path} cannot be read: {error}") from error
+        return self._masked(picture.convert("RGB"), Image.fromarray(mask.transpose()))
+
+
+class ImageNetFolder(_Pictures):
+    """Pictures of known classes: a folder a class, or one folder with a file of labels.
+
+    Folders are named after the model's classes or after synsets of ImageNet-1k; otherwise there must be as many as the
+    model has classes, in sorted order. A file of labels has a picture's name and its class, a synset or an index, on
+    each line, separated by a blank or a comma, as in ``val.txt`` or ``LOC_val_solution.csv``; or, as in the development
+    kit, one number a line for the pictures in sorted order, with ``meta.mat`` beside it.
+
+    Args:
+        path: the folder.
+        config: of the model.
+        labels: the file of labels; None: a folder a class.
+        images: how many pictures to take, evenly spaced; None: all.
+        squash: resize to the model's size as the paper's evaluation does; else resize and crop as for the model.
+
+    Raises:
+        OSError: there is no such folder or file.
+        ValueError: there are no pictures, or a class is unknown.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        config: ViTConfig,
+        *,
+        labels: str | os.PathLike[str] | None = None,
+        images: int | None = None,
+        squash: bool = True,
+    ) -> None:
+        super().__init__(path, config, squash=squash, images=images)
+        found = self._by_folder() if labels is None else self._by_file(Path(labels))
+        self.pictures = [found[i] for i in self._spaced(len(found))]
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def key(self, i: int) -> str:
+        """The picture's place in the folder."""
+        return str(self.pictures[i][0].relative_to(self.path))
+
+    def sample(self, i: int) -> Sample:
+        """Picture i and its class."""
+        picture, label = self.pictures[i]
+        return Sample(preprocess(read_image(picture), self.config), np.array([label]), None)
+
+    def _by_folder(self) -> list[tuple[Path, int]]:
+        folders = sorted(folder for folder in self.path.iterdir() if folder.is_dir())
+        if not folders:
+            raise ValueError(
+                f"{self.path} holds no folders, one a class; pictures in one folder need a file of labels."
+            )
+        known = self._classes()
+        if not all(folder.name in known for folder in folders):
+            if len(folders) != self.config.num_classes:
+                strange = next(folder.name for folder in folders if folder.name not in known)
+                raise ValueError(
+                    f"{self.path} holds {len(folders)} folders, the model has {self.config.num_classes} classes, and "
+                    f"{strange!r} is none of their names."
+                )
+            known = {folder.name: k for k, folder in enumerate(folders)}
+        return [(picture, known[folder.name]) for folder in folders for picture in pictures_in(folder)]
+
+    def _by_file(self, labels: Path) -> list[tuple[Path, int]]:
+        pictures, known = pictures_in(self.path), self._classes()
+        rows = [line.replace(",", " ").split() for line in labels.read_text().splitlines() if line.strip()]
+        if rows and all(len(row) == 1 and row[0].isdecimal() for row in rows):
+            if len(rows) != len(pictures):
+                raise ValueError(f"{labels} has {len(rows)} labels, {self.path} holds {len(pictures)} pictures.")
+            if self.config.num_classes != 1000:
+                raise ValueError(
+                    f"{labels} numbers the classes of ImageNet-1k, the model has {self.config.num_classes} classes."
+                )
+            synsets = _development_kit(labels.with_name("meta.mat"))
+            return [(picture, known[synsets[int(row[0])]]) for picture, row in zip(pictures, rows, strict=True)]
+        by_stem = {Path(row[0]).stem: row[1] for row in rows if len(row) > 1}
+        found = []
+        for picture in pictures:
+            if picture.stem not in by_stem:
+                raise ValueError(f"{labels} has no label of {picture.name}.")
+            word = by_stem[picture.stem]
+            index = known.get(word, int(word) if word.isdecimal() else -1)
+            if not 0 <= index < self.config.num_classes:
+                raise ValueError(f"{labels}: {word!r} is not one of the model's {self.config.num_classes} classes.")
+            found.append((picture, index))
+        return found
+
+    def _classes(self) -> dict[str, int]:
+        known = {name: k for k, name in enumerate(self.config.class_names)}
+        if self.config.num_classes == 1000:
+            known |= {synset: k for k, (synset, _) in enumerate(imagenet_classes())}
+        return known
+
+
+def _development_kit(path: Path) -> dict[int, str]:
+    """The synset of each number in the labels of ImageNet's development kit."""
+    table = needs("scipy.io", extra="evaluate").loadmat(path, squeeze_me=True)["synsets"]
+    return {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in table}
+
+
+def imagenet_classes() -> list[tuple[str, str]]:
+    """The synset and the name of each class of ImageNet-1k, in the order of its indices."""
+    lines = (Path(__file__).parent / "data" / "imagenet1k.txt").read_text().splitlines()
+    return [(synset, name) for synset, _, name in (line.partition(" ") for line in lines)]
+
+
+def pictures_in(folder: str | os.PathLike[str]) -> list[Path]:
+    """The pictures of a folder, sorted.
+
+    Args:
+        folder: the folder.
+
+    Returns:
+        Their paths.
+
+    Raises:
+        OSError: there is no such folder.
+        ValueError: it holds no pictures.
+    """
+    known = Image.registered_extensions()
+    found = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in known)
+    if not found:
+        raise ValueError(f"{folder}: the folder holds no pictures.")
+    return found
 
 
 @functools.cache

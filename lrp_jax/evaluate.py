@@ -1,0 +1,478 @@
+"""Evaluation of a method over a dataset: segmentation and perturbation, as in the paper.
+
+A run has a folder. ``settings.json`` says what is run; ``results.jsonl`` has a line for each image, in the order of the
+dataset; ``summary.json`` the figures with 95% intervals. A run that was interrupted goes on where it stopped: the
+results of whole batches are kept, and are those an uninterrupted run writes.
+
+Letters: B images, m labels an image (1, or 2 for digit scenes), C classes, T steps.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+import lrp_jax
+from lrp_jax import metrics
+from lrp_jax.attribution import explain
+from lrp_jax.datasets import Dataset, Sample
+from lrp_jax.files import needs, replacing
+from lrp_jax.images import heatmaps
+from lrp_jax.methods import METHODS
+from lrp_jax.propagation import forward
+from lrp_jax.vit import Params, ViT
+
+Record = dict[str, Any]
+Explained = Literal["predicted", "true"]
+
+#: Parts of the pixels that are removed.
+FRACTIONS = tuple(step / 10 for step in range(11))
+_SERIES = ("positive", "negative", "insertion")
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A figure of a summary, with its 95% interval (bootstrap over images)."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What a run found.
+
+    Attributes:
+        settings: what was run.
+        figures: by name.
+        curves: by name, ``[T]`` for :data:`FRACTIONS`; empty for segmentation.
+        images: how many were evaluated.
+        skipped: name and reason of those that were not.
+    """
+
+    settings: Mapping[str, Any]
+    figures: Mapping[str, Figure]
+    curves: Mapping[str, list[float]]
+    images: int
+    skipped: Mapping[str, str]
+
+
+def segmentation(
+    model: ViT,
+    params: Params,
+    dataset: Dataset,
+    folder: str | os.PathLike[str],
+    *,
+    method: str = "transformer_attribution",
+    options: Mapping[str, Any] | None = None,
+    batch_size: int = 8,
+    correct_only: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Summary:
+    """How well maps find the pixels of the class (Chefer et al. 2021, section 4, table 2).
+
+    The map of each label where every label has its mask, else of the predicted class, is enlarged bilinearly and cut
+    at its mean. Pixel accuracy and mIoU are of sums over the images, mAP and mF1 means over them.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        dataset: images with masks.
+        folder: where results go.
+        method: a name in :data:`lrp_jax.METHODS`.
+        options: the method's own.
+        batch_size: images at once.
+        correct_only: leave images aside that are not classified right.
+        progress: called with the number of images done, and of all.
+
+    Returns:
+        The summary, which is also written to the folder.
+
+    Raises:
+        ValueError: the folder holds a run of other settings, or the dataset has no masks or labels as needed.
+    """
+    options = dict(options or {})
+
+    @jax.jit
+    def compute(params: Params, images: Array, labels: Array, masks: Array) -> tuple[Array, ...]:
+        targets = labels if masks.shape[1] == labels.shape[1] and dataset.masks_of_labels else None
+        e = explain(model, params, images, targets, method=method, **options)
+        large = heatmaps(e.relevance, (images.shape[1], images.shape[2]))
+        hits = jax.vmap(_hits)(e.logits, labels)
+        return (hits, e.targets, metrics.unit_range(large), *metrics.segmentation_counts(large, masks))
+
+    def records(batch: Sequence[Sample | None], arrays: tuple[np.ndarray, ...]) -> list[Record]:
+        out = compute(params, *arrays)
+        hits, targets, large, correct, labeled, intersection, union = map(np.asarray, out)
+        results: list[Record] = []
+        for b, sample in enumerate(batch):
+            if sample is None or sample.masks is None:
+                results.append({})
+                continue
+            precision = [metrics.average_precision(*pair) for pair in zip(large[b], sample.masks, strict=True)]
+            true, found_or = intersection[b, :, 1], intersection[b, :, 1] + union[b, :, 1]
+            results.append(
+                {
+                    "explained": targets[b].tolist(),
+                    "clean": hits[b].tolist() if sample.labels is not None else None,
+                    "correct": correct[b].tolist(),
+                    "labeled": labeled[b].tolist(),
+                    "intersection": intersection[b].tolist(),
+                    "union": union[b].tolist(),
+                    "average_precision": precision,
+                    "f1": (2 * true / np.maximum(found_or, 1)).tolist(),
+                }
+            )
+        return results
+
+    def values(record: Record) -> list[float]:
+        means = [np.mean(record["average_precision"]), np.mean(record["f1"]), np.mean(record["clean"] or [np.nan])]
+        counts = np.array(record["intersection"]).sum(axis=0).tolist() + np.array(record["union"]).sum(axis=0).tolist()
+        return [float(sum(record["correct"])), float(sum(record["labeled"])), *counts, *map(float, means)]
+
+    def figures(means: np.ndarray) -> np.ndarray:
+        correct, labeled, i0, i1, u0, u1, precision, f1, clean = np.moveaxis(means, -1, 0)
+        overlap = (i0 / np.maximum(u0, 1e-12) + i1 / np.maximum(u1, 1e-12)) / 2
+        return np.stack([correct / labeled, overlap, precision, f1, clean], axis=-1) * 100
+
+    names = ["pixel accuracy", "mIoU", "mAP", "mF1", "clean accuracy"]
+    settings = _settings("segmentation", model, params, dataset, method, options, batch_size)
+    return _run(dataset, folder, settings, records, values, figures, names, correct_only, progress)
+
+
+def perturbation(
+    model: ViT,
+    params: Params,
+    dataset: Dataset,
+    folder: str | os.PathLike[str],
+    *,
+    method: str = "transformer_attribution",
+    options: Mapping[str, Any] | None = None,
+    explained: Explained = "predicted",
+    batch_size: int = 8,
+    correct_only: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Summary:
+    """What becomes of a prediction as pixels are removed (Chefer et al. 2021, section 4, table 1).
+
+    Pixels are set to 0 before normalisation, the most relevant first (positive) or the least (negative), 10% to 90%;
+    a figure is the area under the curve of accuracy, from that of whole images on, in percent: 90 at most. A hit is a
+    label among as many of the largest logits as the image has labels: of a digit scene, among the top two.
+    Also the areas under the mean probability of the label; and deletion and insertion (Petsiuk et al. 2018), the areas
+    from 0% to 100%, where insertion puts pixels, most relevant first, onto a blurred image.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        dataset: images with labels.
+        folder: where results go.
+        method: a name in :data:`lrp_jax.METHODS`.
+        options: the method's own.
+        explained: the map is of the predicted class, or of the true one; with m labels, of the m largest logits, each
+            set against the label that it is or, where it is none, against one that was missed.
+        batch_size: images at once.
+        correct_only: leave images aside that are not classified right.
+        progress: called with the number of images done, and of all.
+
+    Returns:
+        The summary, which is also written to the folder.
+
+    Raises:
+        ValueError: the folder holds a run of other settings, or the dataset has no labels.
+    """
+    options = dict(options or {})
+    if explained not in get_args(Explained):
+        raise ValueError(f"explained must be one of {', '.join(get_args(Explained))}; got {explained!r}.")
+    config = model.config
+    removed = -jnp.asarray(config.mean, jnp.float32) / jnp.asarray(config.std, jnp.float32)
+    squash = jax.nn.sigmoid if config.multi_label else jax.nn.softmax
+    counts = jnp.asarray([int(config.image_shape[0] * config.image_shape[1] * f) for f in FRACTIONS])
+
+    @jax.jit
+    def compute(params: Params, images: Array, labels: Array, _: Array) -> tuple[Array, Array, Array]:
+        targets = labels
+        if explained == "predicted":
+            logits, _ = jax.vmap(partial(forward, model, params))(images)
+            targets = jax.vmap(_matched)(logits, labels)
+        e = explain(model, params, images, targets, method=method, **options)
+        large = heatmaps(e.relevance, (images.shape[1], images.shape[2]))
+
+        def one(image: Array, heat: Array, labels: Array, label: Array) -> tuple[Array, Array]:
+            blurred, run = _blurred(image), partial(metrics.perturbed_logits, model, params)
+            first, last = metrics.ranks(heat), metrics.ranks(-heat)
+            logits = jnp.stack(
+                [
+                    run(image, first, counts, removed),
+                    run(image, last, counts, removed),
+                    run(blurred, first, counts, image),
+                ]
+            )  # [series, T, C]
+            hits = (logits > logits[..., label, None]).sum(axis=-1) < len(labels)
+            return hits, squash(logits)[..., label]
+
+        of_image = jax.vmap(one, in_axes=(None, 0, None, 0))
+        hits, chances = jax.vmap(of_image)(images, large, labels, labels)
+        return targets, hits, chances
+
+    def records(batch: Sequence[Sample | None], arrays: tuple[np.ndarray, ...]) -> list[Record]:
+        targets, hits, chances = map(np.asarray, compute(params, *arrays))
+        return [
+            {}
+            if sample is None
+            else {
+                "explained": targets[b].tolist(),
+                "labels": sample.labels.tolist() if sample.labels is not None else None,
+                "clean": hits[b, :, 0, 0].tolist(),
+                "hits": {name: hits[b, :, s].astype(int).tolist() for s, name in enumerate(_SERIES)},
+                "probability": {name: chances[b, :, s].astype(float).tolist() for s, name in enumerate(_SERIES)},
+            }
+            for b, sample in enumerate(batch)
+        ]
+
+    def values(record: Record) -> list[float]:
+        curves = [np.mean(record[kind][name], axis=0) for kind in ("hits", "probability") for name in _SERIES]
+        return np.concatenate(curves).tolist()
+
+    def figures(means: np.ndarray) -> np.ndarray:
+        curves = means.reshape(*means.shape[:-1], 2, len(_SERIES), len(FRACTIONS))
+        until_90 = metrics.area_under_curve(curves[..., :-1])
+        whole = metrics.area_under_curve(curves[..., 1, :, :])
+        return np.stack(
+            [
+                until_90[..., 0, 0],
+                until_90[..., 0, 1],
+                until_90[..., 1, 0],
+                until_90[..., 1, 1],
+                whole[..., 0],
+                whole[..., 2],
+                curves[..., 0, 0, 0] * 100,
+            ],
+            axis=-1,
+        )
+
+    names = [
+        "positive AUC",
+        "negative AUC",
+        "positive AUC, probability",
+        "negative AUC, probability",
+        "deletion",
+        "insertion",
+        "clean accuracy",
+    ]
+    settings = _settings("perturbation", model, params, dataset, method, options, batch_size) | {"explained": explained}
+    curves = [f"{name} {kind}" for kind in ("accuracy", "probability") for name in _SERIES]
+    return _run(dataset, folder, settings, records, values, figures, names, correct_only, progress, curves)
+
+
+def _hits(logits: Array, labels: Array) -> Array:
+    """Whether each label is among as many of the largest logits as there are labels, ``[m]``."""
+    return (logits > logits[labels][:, None]).sum(axis=-1) < len(labels)
+
+
+def _matched(logits: Array, labels: Array) -> Array:
+    """The classes of the m largest logits, in the places of the labels ``[m]`` that they are; others fill the rest."""
+    _, top = jax.lax.top_k(logits, len(labels))
+    right = jnp.isin(labels, top)
+    wrong_first = top[jnp.argsort(jnp.isin(top, labels), stable=True)]
+    return jnp.where(right, labels, wrong_first[jnp.cumsum(~right) - 1])
+
+
+def _blurred(image: Array) -> Array:
+    """The image ``[H, W, channels]`` blurred as RISE's authors do: a Gaussian of 11 pixels, standard deviation 5."""
+    weights = np.exp(-((np.arange(11) - 5) ** 2) / 50)
+    kernel = jnp.asarray(weights / weights.sum(), image.dtype)
+    for axis in (0, 1):
+        widths = [(5, 5) if a == axis else (0, 0) for a in range(3)]
+        padded = jnp.pad(image, widths, mode="edge")
+        length = image.shape[axis]
+        image = sum(  # type: ignore[assignment]
+            kernel[i] * jax.lax.slice_in_dim(padded, i, i + length, axis=axis) for i in range(11)
+        )
+    return image
+
+
+def _settings(
+    protocol: str,
+    model: ViT,
+    params: Params,
+    dataset: Dataset,
+    method: str,
+    options: Mapping[str, Any],
+    batch_size: int,
+) -> dict[str, Any]:
+    """What a run depends on."""
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}.")
+    one = jax.ShapeDtypeStruct((1, *model.config.image_shape), jnp.float32)
+    jax.eval_shape(partial(explain, model, method=method, **options), params, one)  # the method's word on its options
+    digest = hashlib.sha256(repr(model.config).encode())
+    for path, value in jax.tree_util.tree_leaves_with_path(params):
+        digest.update(jax.tree_util.keystr(path).encode() + np.asarray(value).tobytes())
+    return {
+        "protocol": protocol,
+        "dataset": dataset.name,
+        "images": len(dataset),
+        "model": digest.hexdigest()[:16],
+        "method": method,
+        "options": {k: str(v) for k, v in {**METHODS[method].options, **options}.items()},
+        "batch_size": batch_size,
+        "lrp_jax": lrp_jax.__version__,
+        "jax": jax.__version__,
+    }
+
+
+def _run(
+    dataset: Dataset,
+    folder: str | os.PathLike[str],
+    settings: Mapping[str, Any],
+    records: Callable[[Sequence[Sample | None], tuple[np.ndarray, ...]], list[Record]],
+    values: Callable[[Record], list[float]],
+    figures: Callable[[np.ndarray], np.ndarray],
+    names: Sequence[str],
+    correct_only: bool,
+    progress: Callable[[int, int], None],
+    curves: Sequence[str] = (),
+) -> Summary:
+    """Evaluate the images that a folder has no results of, and sum up."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = _resumed(folder, settings)
+    size, total = settings["batch_size"], len(dataset)
+    progress(len(lines), total)
+    with (folder / "results.jsonl").open("a") as file:
+        for start, batch, errors in _batches(dataset, range(len(lines), total, size), size):
+            found = records(batch, _stacked(dataset, batch, size)) if any(batch) else [{} for _ in batch]
+            new = [
+                {"image": dataset.key(start + b)} | ({"skipped": errors[b]} if errors[b] else found[b])
+                for b in range(len(batch))
+            ]
+            file.write("".join(json.dumps(line) + "\n" for line in new))
+            file.flush()
+            lines += new
+            progress(len(lines), total)
+    return _summed_up(folder, settings, lines, values, figures, names, correct_only, curves)
+
+
+def _resumed(folder: Path, settings: Mapping[str, Any]) -> list[Record]:
+    """The results of whole batches of an earlier run of the same settings; everything after them is cut off."""
+    known, results = folder / "settings.json", folder / "results.jsonl"
+    if known.exists():
+        before = json.loads(known.read_text())
+        changed = [k for k in settings if before.get(k) != settings[k]]
+        if changed:
+            was = ", ".join(f"{k} {before.get(k)!r}, not {settings[k]!r}" for k in changed)
+            raise ValueError(f"{folder} holds a run of other settings ({was}): give it another folder.")
+    elif results.exists():
+        raise ValueError(f"{folder} holds results without settings.json: give another folder.")
+    else:
+        with replacing(known) as temporary:
+            temporary.write_text(json.dumps(settings, indent=1) + "\n")
+    if not results.exists():
+        return []
+    text = results.read_text()
+    lines = text[: text.rfind("\n") + 1].splitlines(keepends=True)
+    if len(lines) < settings["images"]:
+        lines = lines[: len(lines) // settings["batch_size"] * settings["batch_size"]]
+    with replacing(results) as temporary:
+        temporary.write_text("".join(lines))
+    return [json.loads(line) for line in lines]
+
+
+def _batches(dataset: Dataset, starts: range, size: int) -> Iterator[tuple[int, list[Sample | None], list[str | None]]]:
+    """Samples of each batch, the next one read while this is computed; None, and why, for what cannot be read."""
+
+    def read(i: int) -> tuple[Sample | None, str | None]:
+        try:
+            return dataset.sample(i), None
+        except (OSError, ValueError) as error:
+            return None, " ".join(str(error).split())
+
+    with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+
+        def ask(start: int) -> list[concurrent.futures.Future[tuple[Sample | None, str | None]]]:
+            return [pool.submit(read, i) for i in range(start, min(start + size, len(dataset)))]
+
+        upcoming = ask(starts[0]) if starts else []
+        for start in starts:
+            answers = [future.result() for future in upcoming]
+            upcoming = ask(start + size) if start + size < len(dataset) else []
+            yield start, [sample for sample, _ in answers], [error for _, error in answers]
+
+
+def _stacked(dataset: Dataset, batch: Sequence[Sample | None], size: int) -> tuple[np.ndarray, ...]:
+    """Images, labels and masks of a batch, zeros where there are none: every batch has one shape."""
+    example = next(sample for sample in batch if sample is not None)
+    images = np.zeros((size, *example.image.shape), np.float32)
+    labels = np.zeros((size, dataset.labels_per_image), np.int32)
+    labels += np.arange(dataset.labels_per_image, dtype=np.int32)
+    masks = np.zeros((size, *(example.masks.shape if example.masks is not None else (1, 1, 1))), bool)
+    for b, sample in enumerate(batch):
+        if sample is not None:
+            images[b] = sample.image
+            labels[b] = sample.labels if sample.labels is not None else labels[b]
+            masks[b] = sample.masks if sample.masks is not None else masks[b]
+    return images, labels, masks
+
+
+def _summed_up(
+    folder: Path,
+    settings: Mapping[str, Any],
+    lines: Sequence[Record],
+    values: Callable[[Record], list[float]],
+    figures: Callable[[np.ndarray], np.ndarray],
+    names: Sequence[str],
+    correct_only: bool,
+    curves: Sequence[str],
+) -> Summary:
+    skipped = {line["image"]: line["skipped"] for line in lines if "skipped" in line}
+    kept = [line for line in lines if "skipped" not in line and (not correct_only or all(line["clean"] or [False]))]
+    if not kept:
+        raise ValueError(f"no image could be evaluated: {len(skipped)} of {len(lines)} were skipped.")
+    table = np.array([values(line) for line in kept])
+    mean = table.mean(axis=0)
+    ends = metrics.bootstrap_interval(figures, table)
+    found = {
+        name: Figure(*map(float, triple))
+        for name, *triple in zip(names, figures(mean), *ends, strict=True)
+        if not np.isnan(triple[0])
+    }
+    drawn = dict(zip(curves, mean.reshape(len(curves), -1).tolist(), strict=True)) if curves else {}
+    summary = Summary({**settings, "correct_only": correct_only}, found, drawn, len(kept), skipped)
+    with replacing(folder / "summary.json") as temporary:
+        temporary.write_text(json.dumps(dataclasses.asdict(summary), indent=1) + "\n")
+    return summary
+
+
+def draw_curves(summary: Summary, path: str | os.PathLike[str]) -> None:
+    """Draw accuracy and probability as pixels are removed or inserted.
+
+    Args:
+        summary: of a perturbation run.
+        path: the picture to write.
+
+    Raises:
+        ImportError: the extra ``evaluate`` is not installed.
+    """
+    figure = needs("matplotlib.figure", extra="evaluate").Figure(figsize=(9, 3.5), layout="constrained")
+    for kind, axes in zip(("accuracy", "probability"), figure.subplots(1, 2, sharey=True), strict=True):
+        for name in _SERIES:
+            axes.plot([100 * f for f in FRACTIONS], summary.curves[f"{name} {kind}"], marker=".", label=name)
+        axes.set(title=f"{kind} of the label", xlabel="pixels removed or inserted, %", ylim=(-0.02, 1.02))
+        axes.grid(alpha=0.3)
+    axes.legend()
+    figure.suptitle(f"{summary.settings['method']}, {summary.settings['dataset']}, {summary.images} images")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120)
