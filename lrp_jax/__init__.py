@@ -5,10 +5,10 @@ Explaining: :func:`explain`, :func:`attention_signals`, :data:`METHODS`, :class:
 Models: :class:`ViT`, :class:`ViTConfig`, :func:`load`, :func:`save`, :func:`convert`.
 Rules: :class:`Rules`, :data:`RULES`, :data:`GRADIENT`, :data:`CHEFER`, :func:`stable`, :data:`BASELINE`.
 Pictures: :func:`read_image`, :func:`preprocess`, :func:`heatmaps`, :func:`overlay`, :func:`panel`.
-Data with known masks: :mod:`lrp_jax.datasets`.
+Evaluation: :mod:`lrp_jax.evaluate`, :mod:`lrp_jax.metrics`, and data with known masks, :mod:`lrp_jax.datasets`.
 """
 
-from lrp_jax import datasets
+from lrp_jax import datasets, metrics
 from lrp_jax.attribution import AttentionSignals, Explanation, attention_signals, explain
 from lrp_jax.checkpoint import load, save
 from lrp_jax.convert import convert
@@ -39,6 +39,7 @@ __all__ = [
     "explain",
     "heatmaps",
     "load",
+    "metrics",
     "overlay",
     "panel",
     "preprocess",

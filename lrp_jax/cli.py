@@ -40,7 +40,7 @@ from lrp_jax.datasets import (
     imagenet_classes,
     pictures_in,
 )
-from lrp_jax.files import replacing
+from lrp_jax.files import needs, replacing
 from lrp_jax.images import crop, panel, preprocess, read_image
 from lrp_jax.methods import METHODS
 from lrp_jax.rules import GRADIENT
@@ -131,6 +131,11 @@ def _parser() -> argparse.ArgumentParser:
             "what becomes of a prediction as pixels are removed: areas under curves",
             "'digits', or a folder of pictures: a folder a class, or with --labels (default: digits)",
         ),
+        (
+            "sanity",
+            "whether maps depend on the parameters and on the class: rank correlations",
+            "'digits', or a folder of pictures: a folder a class, or with --labels (default: digits)",
+        ),
     ):
         protocol = protocols.add_parser(name, help=what, description=f"Measure {what}.")
         protocol.set_defaults(run=_evaluate_command, protocol=name)
@@ -146,10 +151,11 @@ def _parser() -> argparse.ArgumentParser:
             "--output", type=Path, metavar="FOLDER", help="(default: lrp_jax_results/PROTOCOL-METHOD)"
         )
         if name == "perturbation":
-            protocol.add_argument("--labels", type=Path, metavar="FILE", help="the class of each picture of one folder")
             protocol.add_argument(
                 "--explained", choices=["predicted", "true"], default="predicted", help="class (default: %(default)s)"
             )
+        if name != "segmentation":
+            protocol.add_argument("--labels", type=Path, metavar="FILE", help="the class of each picture of one folder")
             protocol.add_argument(
                 "--crop",
                 action="store_true",
@@ -322,6 +328,7 @@ def _evaluate_command(options: argparse.Namespace) -> int:
     }
     if options.protocol == "perturbation":
         settings["explained"] = options.explained
+        needs("matplotlib.figure", extra="evaluate")  # now, not at the end
     columns = (TextColumn(options.protocol), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("", total=len(dataset))
@@ -353,7 +360,7 @@ def _dataset(options: argparse.Namespace, config: ViTConfig) -> Dataset:
             raise ValueError("--dataset digits is for models of digit scenes, such as 'demo'; give another --dataset.")
         return DigitDataset(options.images or 1000)
     path = Path(options.dataset)
-    if options.protocol == "perturbation":
+    if options.protocol != "segmentation":
         return ImageNetFolder(path, config, labels=options.labels, images=options.images, squash=not options.crop)
     dataset = ImageNetSegmentation if path.suffix == ".mat" else MaskFolder
     return dataset(path, config, images=options.images)

@@ -1,4 +1,4 @@
-"""Evaluation of a method over a dataset: segmentation and perturbation, as in the paper.
+"""Evaluation of a method over a dataset: segmentation and perturbation, as in the paper, and sanity checks.
 
 A run has a folder. ``settings.json`` says what is run; ``results.jsonl`` has a line for each image, in the order of the
 dataset; ``summary.json`` the figures with 95% intervals. A run that was interrupted goes on where it stopped: the
@@ -105,6 +105,7 @@ def segmentation(
         ValueError: the folder holds a run of other settings, or the dataset has no masks or labels as needed.
     """
     options = dict(options or {})
+    needs("sklearn.metrics", extra="evaluate")  # now, not after the first batch
 
     @jax.jit
     def compute(params: Params, images: Array, labels: Array, masks: Array) -> tuple[Array, ...]:
@@ -275,6 +276,95 @@ def perturbation(
     settings = _settings("perturbation", model, params, dataset, method, options, batch_size) | {"explained": explained}
     curves = [f"{name} {kind}" for kind in ("accuracy", "probability") for name in _SERIES]
     return _run(dataset, folder, settings, records, values, figures, names, correct_only, progress, curves)
+
+
+def sanity(
+    model: ViT,
+    params: Params,
+    dataset: Dataset,
+    folder: str | os.PathLike[str],
+    *,
+    method: str = "transformer_attribution",
+    options: Mapping[str, Any] | None = None,
+    batch_size: int = 8,
+    correct_only: bool = False,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Summary:
+    """Whether maps depend on the model and on the class (Adebayo et al. 2018, cascading randomisation).
+
+    The parameters are drawn anew from the head down: first what lies above the blocks, then block after block from the
+    last, then the embeddings. The figures are Spearman's rank correlations, each a mean over images: of the map of the
+    predicted class before and after each stage, and of the maps of the two most probable classes. Near 1, the map does
+    not look at the parameters, or at the class.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        dataset: images.
+        folder: where results go.
+        method: a name in :data:`lrp_jax.METHODS`.
+        options: the method's own.
+        batch_size: images at once.
+        correct_only: leave images aside that are not classified right.
+        seed: of the drawn parameters.
+        progress: called with the number of images done, and of all.
+
+    Returns:
+        The summary, which is also written to the folder.
+
+    Raises:
+        ValueError: the folder holds a run of other settings.
+    """
+    options, depth = dict(options or {}), model.config.depth
+    needs("scipy.stats", extra="evaluate")
+    image = jnp.zeros(model.config.image_shape, jnp.float32)
+    drawn = jax.jit(model.init)(jax.random.key(seed), image)["params"]
+    drawn = jax.tree.map(lambda new, old: new.astype(old.dtype), drawn, params)
+    below = {"patch_embed", "pos_embed", "cls_token", "norm_pre", "blocks"} & params.keys()
+    stages = ["head", *(f"block {layer}" for layer in reversed(range(depth))), "embeddings"]
+
+    def randomised(stage: int) -> Params:
+        """The parameters after a stage, 0 being the head's; stage s has drawn the last s blocks."""
+        first = depth - min(stage, depth)
+        mixed = {name: drawn[name] if name not in below else params[name] for name in params}
+        mixed["blocks"] = jax.tree.map(
+            lambda new, old: old.at[first:].set(new[first:]), drawn["blocks"], params["blocks"]
+        )
+        return mixed if stage <= depth else drawn
+
+    @jax.jit
+    def two_most_probable(params: Params, images: Array, labels: Array) -> tuple[Array, Array]:
+        logits, _ = jax.vmap(partial(forward, model, params))(images)
+        return jax.lax.top_k(logits, 2)[1], jax.vmap(_hits)(logits, labels)
+
+    def records(batch: Sequence[Sample | None], arrays: tuple[np.ndarray, ...]) -> list[Record]:
+        images, labels, _ = arrays
+        targets, hits = map(np.asarray, two_most_probable(params, images, labels))
+
+        def maps(params: Params, targets: np.ndarray) -> np.ndarray:
+            return np.asarray(explain(model, params, images, targets, method=method, **options).relevance)
+
+        before = maps(params, targets)
+        classes = metrics.spearman(before[:, 0], before[:, 1])
+        after = [metrics.spearman(before[:, 0], maps(randomised(stage), targets)[:, 0]) for stage in range(len(stages))]
+        return [
+            {}
+            if sample is None
+            else {
+                "classes": float(classes[b]),
+                "stages": [float(stage[b]) for stage in after],
+                "clean": hits[b].tolist() if sample.labels is not None else None,
+            }
+            for b, sample in enumerate(batch)
+        ]
+
+    def values(record: Record) -> list[float]:
+        return [record["classes"], *record["stages"], 100 * float(np.mean(record["clean"] or [np.nan]))]
+
+    names = ["correlation of two classes", *(f"correlation after {stage}" for stage in stages), "clean accuracy"]
+    settings = _settings("sanity", model, params, dataset, method, options, batch_size) | {"seed": seed}
+    return _run(dataset, folder, settings, records, values, lambda means: means, names, correct_only, progress)
 
 
 def _hits(logits: Array, labels: Array) -> Array:

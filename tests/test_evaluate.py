@@ -105,6 +105,28 @@ def test_perturbation_is_a_loop_over_images(small, tmp_path, explained):
     assert insertion[-1] == summary.curves["positive accuracy"][0]  # the whole image again
 
 
+def test_sanity_draws_the_parameters_from_the_head_down(small, tmp_path):
+    model, params = small
+    summary = evaluate.sanity(*small, DigitDataset(3), tmp_path / "a", method="saliency", batch_size=2, seed=4)
+    scenes = lrp_jax.datasets.digit_scenes(3, seed=1)
+    drawn = jax.jit(model.init)(jax.random.key(4), jnp.zeros((64, 64, 3), jnp.float32))["params"]
+    head = params | {"head": drawn["head"], "norm": drawn["norm"]}
+    stages = {"head": head, "block 0": head | {"blocks": drawn["blocks"]}, "embeddings": drawn}
+    logits = np.array([forward(model, params, image)[0] for image in scenes.images])
+    targets = np.argsort(-logits, axis=1)[:, :2]
+    before = lrp_jax.explain(model, params, scenes.images, targets, method="saliency").relevance
+    expected = metrics.spearman(before[:, 0], before[:, 1]).mean()
+    assert summary.figures["correlation of two classes"].value == pytest.approx(expected, abs=1e-3)
+    for name, mixed in stages.items():
+        after = lrp_jax.explain(model, mixed, scenes.images, targets, method="saliency").relevance
+        expected = metrics.spearman(before[:, 0], after[:, 0]).mean()
+        assert summary.figures[f"correlation after {name}"].value == pytest.approx(expected, abs=1e-3)
+    assert len(summary.figures) == 5
+    agnostic = evaluate.sanity(*small, DigitDataset(2), tmp_path / "b", method="raw_attention", batch_size=2)
+    assert agnostic.figures["correlation of two classes"].value == pytest.approx(1)
+    assert agnostic.figures["correlation after head"].value == pytest.approx(1)
+
+
 def test_an_interrupted_run_goes_on(small, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     expected = evaluate.perturbation(*small, DigitDataset(7), whole, method="raw_attention", batch_size=2)
