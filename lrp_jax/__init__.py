@@ -8,7 +8,7 @@ Pictures: :func:`read_image`, :func:`preprocess`, :func:`heatmaps`, :func:`overl
 Evaluation: :mod:`lrp_jax.evaluate`, :mod:`lrp_jax.metrics`, and data with known masks, :mod:`lrp_jax.datasets`.
 """
 
-from lrp_jax import datasets, metrics
+from lrp_jax import datasets, evaluate, metrics
 from lrp_jax.attribution import AttentionSignals, Explanation, attention_signals, explain
 from lrp_jax.checkpoint import load, save
 from lrp_jax.convert import convert
@@ -36,6 +36,7 @@ __all__ = [
     "attention_signals",
     "convert",
     "datasets",
+    "evaluate",
     "explain",
     "heatmaps",
     "load",
