@@ -22,7 +22,7 @@ from jax.typing import ArrayLike
 
 from lrp_jax.checkpoint import listed, unflatten_params
 from lrp_jax.datasets import imagenet_classes
-from lrp_jax.vit import Params, ViT, ViTConfig
+from lrp_jax.vit import Params, ViT, ViTConfig, pair
 from lrp_jax.weights import read_weights
 
 Weights = dict[str, np.ndarray]
@@ -288,8 +288,13 @@ def convert_with_summary(
     for name, value, choices in (("family", family, FAMILIES), ("preprocessing", preprocessing, PREPROCESSING)):
         if value is not None and value not in choices:
             raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}.")
+    if "image_size" in fields:
+        fields["image_size"] = pair("image_size", fields["image_size"])
     told: dict[str, Any] = {}
     if isinstance(source, Mapping):
+        strange = [name for name in source if not isinstance(name, str)]
+        if strange:
+            raise ValueError(f"source must map names to arrays, got the name {strange[0]!r}.")
         arrays = {name: np.asarray(array) for name, array in source.items()}
     else:
         arrays = read_weights(source)
@@ -489,8 +494,7 @@ def _configure(
         notes.append(f"there is no head: the {width} features take the place of logits")
 
     grids = [g for p in _prefixes(weights) if (g := _square(positions - p))]
-    wanted = fields.get("image_size")
-    size = tuple(np.broadcast_to(wanted, 2).tolist()) if wanted is not None else None
+    size = fields.get("image_size")
     if size is None and not grids:
         raise ValueError(f"the {positions} positions of pos_embed are no square: image_size= must be given.")
     num_heads = fields.get("num_heads") or told.get("num_heads") or heads or _HEADS.get(width)

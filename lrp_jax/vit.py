@@ -49,12 +49,12 @@ _VARIANTS = {
 }
 
 
-def _pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
+def pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
     """``value`` as (rows, columns)."""
-    pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, (tuple, list)) else ()
-    if len(pair) != 2 or not all(isinstance(v, int) and v > 0 for v in pair):
+    both = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, (tuple, list)) else ()
+    if len(both) != 2 or not all(isinstance(v, int) and v > 0 for v in both):
         raise ValueError(f"{name} must be a positive int or a pair (rows, columns) of them, got {value!r}.")
-    return pair
+    return both
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,9 +125,9 @@ class ViTConfig:
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a positive int, got {value!r}.")
         for name in ("image_size", "patch_size"):
-            fix(name, _pair(name, getattr(self, name)))
+            fix(name, pair(name, getattr(self, name)))
         rows, cols, _ = self.image_shape
-        p_rows, p_cols = _pair("patch_size", self.patch_size)
+        p_rows, p_cols = pair("patch_size", self.patch_size)
         if rows % p_rows or cols % p_cols:
             raise ValueError(f"patch_size {self.patch_size} must divide image_size {self.image_size}.")
         if self.width % self.num_heads:
@@ -159,7 +159,7 @@ class ViTConfig:
         if isinstance(self.resize, int) and not self.resize >= max(rows, cols):
             raise ValueError(f"resize ({self.resize}) must be at least the larger edge of image_size {(rows, cols)}.")
         if self.resize is not None and not isinstance(self.resize, int):
-            fix("resize", _pair("resize", self.resize))
+            fix("resize", pair("resize", self.resize))
             if any(r < s for r, s in zip(self.resize, (rows, cols), strict=True)):
                 raise ValueError(f"resize {self.resize} must be at least image_size {(rows, cols)} in both directions.")
         if not self.crop and self.resize != (rows, cols):
@@ -206,13 +206,13 @@ class ViTConfig:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Shape of an image, (H, W, channels)."""
-        return *_pair("image_size", self.image_size), self.channels
+        return *pair("image_size", self.image_size), self.channels
 
     @property
     def grid(self) -> tuple[int, int]:
         """Patches in (rows, columns)."""
         rows, cols, _ = self.image_shape
-        p_rows, p_cols = _pair("patch_size", self.patch_size)
+        p_rows, p_cols = pair("patch_size", self.patch_size)
         return rows // p_rows, cols // p_cols
 
 
@@ -336,7 +336,7 @@ class ViT(nn.Module):
         if image.shape != config.image_shape:
             raise ValueError(f"an image must be [H, W, channels] = {config.image_shape}, got {image.shape}.")
         rows, cols = config.grid
-        p_rows, p_cols = _pair("patch_size", config.patch_size)
+        p_rows, p_cols = pair("patch_size", config.patch_size)
         patches = image.reshape(rows, p_rows, cols, p_cols, -1).transpose(0, 2, 1, 3, 4).reshape(rows * cols, -1)
         x = _Dense(rules, config.width, rule="patch_embed", name="patch_embed")(patches)
         normal = nn.initializers.normal(0.02)

@@ -90,6 +90,10 @@ def test_bad_calls(tmp_path, golden_weights):
         lrp_jax.convert(golden_weights, family="keras")
     with pytest.raises(ValueError, match=r"preprocessing must be one of timm, .*; got 'none'"):
         lrp_jax.convert(golden_weights, preprocessing="none", **GIVEN)
+    with pytest.raises(ValueError, match=r"image_size must be a positive int or a pair .*, got '24'"):
+        lrp_jax.convert(golden_weights, image_size="24", **GIVEN)
+    with pytest.raises(ValueError, match="map names to arrays, got the name 3"):
+        lrp_jax.convert({3: np.zeros(3)})
     with pytest.raises(FileNotFoundError):
         lrp_jax.convert(tmp_path / "none.safetensors")
 

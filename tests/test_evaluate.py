@@ -1,6 +1,7 @@
 """Runs over datasets: against plain loops, interrupted and resumed, over folders with faults."""
 
 import json
+import runpy
 from pathlib import Path
 
 import h5py
@@ -222,9 +223,9 @@ def test_faults_are_skipped_and_named(single, masked, tmp_path):
         MaskFolder(masked, single[0].config)
 
 
-def test_imagenet_segmentation_is_read_as_published(single, masked, tmp_path):
-    """The layout of gtsegs_ijcv.mat, against a folder of the same pictures."""
-    with h5py.File(tmp_path / "gtsegs.mat", "w") as file:
+def write_gtsegs(path, masked):
+    """The pictures and masks of a folder, in the layout of ImageNet-Segmentation's file."""
+    with h5py.File(path, "w") as file:
         reference = h5py.special_dtype(ref=h5py.Reference)
         images, masks = (file.create_dataset(f"value/{name}", (5, 1), dtype=reference) for name in ("img", "gt"))
         for i in range(5):
@@ -234,6 +235,10 @@ def test_imagenet_segmentation_is_read_as_published(single, masked, tmp_path):
             cell = file.create_dataset(f"refs/cell{i}", (1, 1), dtype=reference)
             cell[0, 0] = file.create_dataset(f"refs/mask{i}", data=mask.T).ref
             masks[i, 0] = cell.ref
+
+
+def test_imagenet_segmentation_is_read_as_published(single, masked, tmp_path):
+    write_gtsegs(tmp_path / "gtsegs.mat", masked)
     config = single[0].config
     folder, mat = MaskFolder(masked, config), ImageNetSegmentation(tmp_path / "gtsegs.mat", config)
     assert len(mat) == 5
@@ -334,3 +339,22 @@ def test_command_line(single, imagenet, tmp_path, monkeypatch, capsys):
     ):
         assert cli.main(words + more) == 2
         assert message in capsys.readouterr().err
+
+
+def test_tables_of_an_imagenet_folder(single, imagenet, masked, tmp_path, capsys):
+    """The script's path to the real tables, end to end, and again from what it wrote."""
+    path, _, _ = imagenet
+    lrp_jax.save(tmp_path / "vit.safetensors", *single)
+    write_gtsegs(tmp_path / "gtsegs_ijcv.mat", masked)
+    tables = runpy.run_path(str(Path(__file__).parent.parent / "scripts" / "reproduce_tables.py"))["main"]
+    words = ["--model", tmp_path / "vit.safetensors", "--imagenet", path / "val", "--output", tmp_path / "tables"]
+    words += ["--segmentation", tmp_path / "gtsegs_ijcv.mat", "--method", "raw_attention", "--method", "lrp_rollout"]
+    tables(list(map(str, words)))
+    out, _ = capsys.readouterr()
+    assert "6 images, clean accuracy" in out
+    assert "Table 2: segmentation, 5 images" in out
+    for title in ("raw attention", "LRP rollout"):
+        assert out.count(f"| {title} |") == 3
+    assert out.count("| without the gradient |") == 1
+    tables(list(map(str, words)))
+    assert capsys.readouterr().out == out
