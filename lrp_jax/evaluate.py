@@ -235,7 +235,7 @@ def perturbation(
             if sample is None
             else {
                 "explained": targets[b].tolist(),
-                "labels": sample.labels.tolist() if sample.labels is not None else None,
+                "labels": arrays[1][b].tolist(),
                 "clean": hits[b, :, 0, 0].tolist(),
                 "hits": {name: hits[b, :, s].astype(int).tolist() for s, name in enumerate(_SERIES)},
                 "probability": {name: chances[b, :, s].astype(float).tolist() for s, name in enumerate(_SERIES)},
@@ -440,10 +440,13 @@ def _run(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     lines = _resumed(folder, settings)
+    needed = {"segmentation": "masks", "perturbation": "labels"}.get(settings["protocol"], "image")
     size, total = settings["batch_size"], len(dataset)
     progress(len(lines), total)
     with (folder / "results.jsonl").open("a") as file:
         for start, batch, errors in _batches(dataset, range(len(lines), total, size), size):
+            if any(sample is not None and getattr(sample, needed) is None for sample in batch):
+                raise ValueError(f"{settings['protocol']} needs {needed}, {dataset.name} has none.")
             found = records(batch, _stacked(dataset, batch, size)) if any(batch) else [{} for _ in batch]
             new = [
                 {"image": dataset.key(start + b)} | ({"skipped": errors[b]} if errors[b] else found[b])

@@ -265,6 +265,14 @@ def imagenet(tmp_path):
     return tmp_path, synsets, [classes.index(synset) for synset in synsets]
 
 
+def test_what_a_protocol_needs_is_named(single, imagenet, masked, tmp_path):
+    config = single[0].config
+    with pytest.raises(ValueError, match="segmentation needs masks"):
+        evaluate.segmentation(*single, ImageNetFolder(imagenet[0] / "val", config), tmp_path / "a")
+    with pytest.raises(ValueError, match="perturbation needs labels"):
+        evaluate.perturbation(*single, MaskFolder(masked, config), tmp_path / "b")
+
+
 def test_imagenet_folders(single, imagenet):
     path, synsets, indices = imagenet
     config = single[0].config
