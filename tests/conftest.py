@@ -52,3 +52,10 @@ def golden_images(golden):
 def demo():
     """The model that comes with the package."""
     return lrp_jax.load("demo")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _free_programs():
+    """Give compiled programs back: a process may map only so much memory, and beyond it the compiler crashes."""
+    yield
+    jax.clear_caches()
