@@ -163,9 +163,10 @@ class _Pictures:
         self.path, self.limit = Path(path), images
         if not self.path.exists():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-        self.squash, size = squash, config.image_shape[:2]
-        squashed = {"resize": size, "crop": False, "interpolation": "bilinear"}
-        self.config = dataclasses.replace(config, **squashed) if squash else config  # type: ignore[arg-type]
+        self.squash, self.config = squash, config
+        if squash:
+            rows, cols, _ = config.image_shape
+            self.config = dataclasses.replace(config, resize=(rows, cols), crop=False, interpolation="bilinear")
 
     @property
     def name(self) -> str:

@@ -221,8 +221,7 @@ def perturbation(
                     run(blurred, first, counts, image),
                 ]
             )  # [series, T, C]
-            hits = (logits > logits[..., label, None]).sum(axis=-1) < len(labels)
-            return hits, squash(logits)[..., label]
+            return _is_hit(logits, label, len(labels)), squash(logits)[..., label]
 
         of_image = jax.vmap(one, in_axes=(None, 0, None, 0))
         hits, chances = jax.vmap(of_image)(images, large, labels, labels)
@@ -369,7 +368,12 @@ def sanity(
 
 def _hits(logits: Array, labels: Array) -> Array:
     """Whether each label is among as many of the largest logits as there are labels, ``[m]``."""
-    return (logits > logits[labels][:, None]).sum(axis=-1) < len(labels)
+    return jax.vmap(_is_hit, in_axes=(None, 0, None))(logits, labels, len(labels))
+
+
+def _is_hit(logits: Array, label: Array, among: int) -> Array:
+    """Whether a label is among so many of the largest of the logits ``[..., C]``."""
+    return (logits > logits[..., label, None]).sum(axis=-1) < among
 
 
 def _matched(logits: Array, labels: Array) -> Array:
@@ -386,11 +390,9 @@ def _blurred(image: Array) -> Array:
     kernel = jnp.asarray(weights / weights.sum(), image.dtype)
     for axis in (0, 1):
         widths = [(5, 5) if a == axis else (0, 0) for a in range(3)]
-        padded = jnp.pad(image, widths, mode="edge")
-        length = image.shape[axis]
-        image = sum(  # type: ignore[assignment]
-            kernel[i] * jax.lax.slice_in_dim(padded, i, i + length, axis=axis) for i in range(11)
-        )
+        padded, length = jnp.pad(image, widths, mode="edge"), image.shape[axis]
+        shifted = jnp.stack([jax.lax.slice_in_dim(padded, i, i + length, axis=axis) for i in range(11)])
+        image = jnp.tensordot(kernel, shifted, axes=1)
     return image
 
 

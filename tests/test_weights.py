@@ -112,7 +112,10 @@ def test_pickles_run_nothing(tmp_path, monkeypatch, form, content, message):
 
 def tensor_pickle(size, shape, strides, offset=0):
     """The pickle of one tensor, written by hand."""
-    number = lambda n: b"\x8a\x08" + struct.pack("<q", n)  # noqa: E731
+
+    def number(n):
+        return b"\x8a\x08" + struct.pack("<q", n)
+
     storage = (
         b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpu" + number(size) + b"tQ"
     )
