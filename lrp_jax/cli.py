@@ -346,6 +346,7 @@ def _evaluate_command(options: argparse.Namespace) -> int:
         print("The dataset has no labels: no clean accuracy.")
     if summary.curves:
         evaluate.draw_curves(summary, folder / "curves.png")
+    evaluate.draw_maps(model, params, dataset, folder / "maps.png", method=options.method, options=settings["options"])
     print(f"{summary.images} images, {options.method}: {folder}")
     for image, reason in summary.skipped.items():
         print(f"lrp-jax: skipped: {image}: {reason}", file=sys.stderr)
@@ -423,8 +424,7 @@ def _compiled(model: ViT, options: argparse.Namespace) -> Callable[[Params, Arra
         else:
             targets = jnp.broadcast_to(asked, (len(images), len(asked)))
         explanation = explain(model, params, images, targets, method=options.method, **settings)
-        squash = jax.nn.sigmoid if config.multi_label else jax.nn.softmax
-        return dataclasses.asdict(explanation) | {"probabilities": squash(explanation.logits)}
+        return dataclasses.asdict(explanation) | {"probabilities": config.probabilities(explanation.logits)}
 
     return run
 
@@ -438,7 +438,7 @@ def _write(
     path: Path, picture: Image.Image, result: dict[str, np.ndarray], config: ViTConfig, *, npz: bool
 ) -> list[tuple[str, str]]:
     """Write the panel (and the raw maps) of one picture; the class and the probability of each map."""
-    names = [config.class_names[k] if config.class_names else f"class {k}" for k in result["targets"]]
+    names = [config.class_name(k) for k in result["targets"]]
     chances = result["probabilities"][result["targets"]]
     captions = [f"{name} {chance:.1%}" for name, chance in zip(names, chances, strict=True)]
     with replacing(path) as temporary:

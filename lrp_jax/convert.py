@@ -296,6 +296,8 @@ def convert_with_summary(
         if strange:
             raise ValueError(f"source must map names to arrays, got the name {strange[0]!r}.")
         arrays = {name: np.asarray(array) for name, array in source.items()}
+    elif not isinstance(source, str | os.PathLike):
+        raise ValueError(f"source must be a path or map names to arrays, got {type(source).__name__}.")
     else:
         arrays = read_weights(source)
         told = _read_json(Path(source).parent)

@@ -10,6 +10,7 @@ Letters: B images, m labels an image (1, or 2 for digit scenes), C classes, T st
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -23,13 +24,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from PIL import Image
 
 import lrp_jax
 from lrp_jax import metrics
 from lrp_jax.attribution import explain
 from lrp_jax.datasets import Dataset, Sample
 from lrp_jax.files import needs, replacing
-from lrp_jax.images import heatmaps
+from lrp_jax.images import heatmaps, panel
 from lrp_jax.methods import METHODS
 from lrp_jax.propagation import forward
 from lrp_jax.vit import Params, ViT
@@ -85,7 +87,8 @@ def segmentation(
     """How well maps find the pixels of the class (Chefer et al. 2021, section 4, table 2).
 
     The map of each label where every label has its mask, else of the predicted class, is enlarged bilinearly and cut
-    at its mean. Pixel accuracy and mIoU are of sums over the images, mAP and mF1 means over them.
+    at its mean. Pixel accuracy and mIoU are of sums over the images, mAP and mF1 means over them. Where every label has
+    its mask, also the share on the target: see :func:`lrp_jax.metrics.share_on_target`.
 
     Args:
         model: the model.
@@ -108,50 +111,39 @@ def segmentation(
     needs("sklearn.metrics", extra="evaluate")  # now, not after the first batch
 
     @jax.jit
-    def compute(params: Params, images: Array, labels: Array, masks: Array) -> tuple[Array, ...]:
-        targets = labels if masks.shape[1] == labels.shape[1] and dataset.masks_of_labels else None
-        e = explain(model, params, images, targets, method=method, **options)
+    def compute(params: Params, images: Array, labels: Array, masks: Array) -> dict[str, Array]:
+        e = explain(model, params, images, labels if dataset.masks_of_labels else None, method=method, **options)
         large = heatmaps(e.relevance, (images.shape[1], images.shape[2]))
-        hits = jax.vmap(_hits)(e.logits, labels)
-        return (hits, e.targets, metrics.unit_range(large), *metrics.segmentation_counts(large, masks))
+        counts = metrics.segmentation_counts(large, masks)
+        foreground = counts.intersection[..., 1]
+        return {
+            "explained": e.targets,
+            "clean": jax.vmap(_hits)(e.logits, labels),
+            **counts._asdict(),
+            "f1": 2 * foreground / jnp.maximum(foreground + counts.union[..., 1], 1),
+            "heat": metrics.unit_range(large),
+        } | ({"share": metrics.share_on_target(e.relevance, masks)} if dataset.masks_of_labels else {})
 
-    def records(batch: Sequence[Sample | None], arrays: tuple[np.ndarray, ...]) -> list[Record]:
-        out = compute(params, *arrays)
-        hits, targets, large, correct, labeled, intersection, union = map(np.asarray, out)
-        results: list[Record] = []
-        for b, sample in enumerate(batch):
-            if sample is None or sample.masks is None:
-                results.append({})
-                continue
-            precision = [metrics.average_precision(*pair) for pair in zip(large[b], sample.masks, strict=True)]
-            true, found_or = intersection[b, :, 1], intersection[b, :, 1] + union[b, :, 1]
-            results.append(
-                {
-                    "explained": targets[b].tolist(),
-                    "clean": hits[b].tolist() if sample.labels is not None else None,
-                    "correct": correct[b].tolist(),
-                    "labeled": labeled[b].tolist(),
-                    "intersection": intersection[b].tolist(),
-                    "union": union[b].tolist(),
-                    "average_precision": precision,
-                    "f1": (2 * true / np.maximum(found_or, 1)).tolist(),
-                }
-            )
-        return results
+    def measure(images: np.ndarray, labels: np.ndarray, masks: np.ndarray) -> dict[str, Any]:
+        found = compute(params, images, labels, masks)
+        heat = np.asarray(found.pop("heat"))
+        precision = [list(map(metrics.average_precision, *pair)) for pair in zip(heat, masks, strict=True)]
+        return found | {"average_precision": np.array(precision)}
 
     def values(record: Record) -> list[float]:
-        means = [np.mean(record["average_precision"]), np.mean(record["f1"]), np.mean(record["clean"] or [np.nan])]
+        names = "average_precision", "f1", "share", "clean"
         counts = np.array(record["intersection"]).sum(axis=0).tolist() + np.array(record["union"]).sum(axis=0).tolist()
-        return [float(sum(record["correct"])), float(sum(record["labeled"])), *counts, *map(float, means)]
+        means = [float(np.mean(record.get(name) or np.nan)) for name in names]
+        return [float(sum(record["correct"])), float(sum(record["labeled"])), *counts, *means]
 
     def figures(means: np.ndarray) -> np.ndarray:
-        correct, labeled, i0, i1, u0, u1, precision, f1, clean = np.moveaxis(means, -1, 0)
+        correct, labeled, i0, i1, u0, u1, *rest = np.moveaxis(means, -1, 0)
         overlap = (i0 / np.maximum(u0, 1e-12) + i1 / np.maximum(u1, 1e-12)) / 2
-        return np.stack([correct / labeled, overlap, precision, f1, clean], axis=-1) * 100
+        return np.stack([correct / labeled, overlap, *rest], axis=-1) * 100
 
-    names = ["pixel accuracy", "mIoU", "mAP", "mF1", "clean accuracy"]
+    names = ["pixel accuracy", "mIoU", "mAP", "mF1", "share on target", "clean accuracy"]
     settings = _settings("segmentation", model, params, dataset, method, options, batch_size)
-    return _run(dataset, folder, settings, records, values, figures, names, correct_only, progress)
+    return _run(dataset, folder, settings, measure, values, figures, names, correct_only, progress)
 
 
 def perturbation(
@@ -199,11 +191,10 @@ def perturbation(
         raise ValueError(f"explained must be one of {', '.join(get_args(Explained))}; got {explained!r}.")
     config = model.config
     removed = -jnp.asarray(config.mean, jnp.float32) / jnp.asarray(config.std, jnp.float32)
-    squash = jax.nn.sigmoid if config.multi_label else jax.nn.softmax
     counts = jnp.asarray([int(config.image_shape[0] * config.image_shape[1] * f) for f in FRACTIONS])
 
     @jax.jit
-    def compute(params: Params, images: Array, labels: Array, _: Array) -> tuple[Array, Array, Array]:
+    def compute(params: Params, images: Array, labels: Array, _: Array) -> dict[str, Any]:
         targets = labels
         if explained == "predicted":
             logits, _ = jax.vmap(partial(forward, model, params))(images)
@@ -221,26 +212,18 @@ def perturbation(
                     run(blurred, first, counts, image),
                 ]
             )  # [series, T, C]
-            return _is_hit(logits, label, len(labels)), squash(logits)[..., label]
+            return _is_hit(logits, label, len(labels)), config.probabilities(logits)[..., label]
 
-        of_image = jax.vmap(one, in_axes=(None, 0, None, 0))
-        hits, chances = jax.vmap(of_image)(images, large, labels, labels)
-        return targets, hits, chances
+        hits, chances = jax.vmap(jax.vmap(one, in_axes=(None, 0, None, 0)))(images, large, labels, labels)
+        return {
+            "explained": targets,
+            "labels": labels,
+            "clean": hits[:, :, 0, 0],
+            "hits": {name: hits[:, :, s].astype(int) for s, name in enumerate(_SERIES)},
+            "probability": {name: chances[:, :, s] for s, name in enumerate(_SERIES)},
+        }
 
-    def records(batch: Sequence[Sample | None], arrays: tuple[np.ndarray, ...]) -> list[Record]:
-        targets, hits, chances = map(np.asarray, compute(params, *arrays))
-        return [
-            {}
-            if sample is None
-            else {
-                "explained": targets[b].tolist(),
-                "labels": arrays[1][b].tolist(),
-                "clean": hits[b, :, 0, 0].tolist(),
-                "hits": {name: hits[b, :, s].astype(int).tolist() for s, name in enumerate(_SERIES)},
-                "probability": {name: chances[b, :, s].astype(float).tolist() for s, name in enumerate(_SERIES)},
-            }
-            for b, sample in enumerate(batch)
-        ]
+    measure = partial(compute, params)
 
     def values(record: Record) -> list[float]:
         curves = [np.mean(record[kind][name], axis=0) for kind in ("hits", "probability") for name in _SERIES]
@@ -274,7 +257,7 @@ def perturbation(
     ]
     settings = _settings("perturbation", model, params, dataset, method, options, batch_size) | {"explained": explained}
     curves = [f"{name} {kind}" for kind in ("accuracy", "probability") for name in _SERIES]
-    return _run(dataset, folder, settings, records, values, figures, names, correct_only, progress, curves)
+    return _run(dataset, folder, settings, measure, values, figures, names, correct_only, progress, curves)
 
 
 def sanity(
@@ -337,33 +320,23 @@ def sanity(
         logits, _ = jax.vmap(partial(forward, model, params))(images)
         return jax.lax.top_k(logits, 2)[1], jax.vmap(_hits)(logits, labels)
 
-    def records(batch: Sequence[Sample | None], arrays: tuple[np.ndarray, ...]) -> list[Record]:
-        images, labels, _ = arrays
-        targets, hits = map(np.asarray, two_most_probable(params, images, labels))
+    def measure(images: np.ndarray, labels: np.ndarray, _: np.ndarray) -> dict[str, Any]:
+        targets, hits = two_most_probable(params, images, labels)
 
-        def maps(params: Params, targets: np.ndarray) -> np.ndarray:
+        def maps(params: Params) -> np.ndarray:
             return np.asarray(explain(model, params, images, targets, method=method, **options).relevance)
 
-        before = maps(params, targets)
+        before = maps(params)
+        after = [metrics.spearman(before[:, 0], maps(randomised(stage))[:, 0]) for stage in range(len(stages))]
         classes = metrics.spearman(before[:, 0], before[:, 1])
-        after = [metrics.spearman(before[:, 0], maps(randomised(stage), targets)[:, 0]) for stage in range(len(stages))]
-        return [
-            {}
-            if sample is None
-            else {
-                "classes": float(classes[b]),
-                "stages": [float(stage[b]) for stage in after],
-                "clean": hits[b].tolist() if sample.labels is not None else None,
-            }
-            for b, sample in enumerate(batch)
-        ]
+        return {"classes": classes, "stages": np.stack(after, axis=1), "clean": hits}
 
     def values(record: Record) -> list[float]:
         return [record["classes"], *record["stages"], 100 * float(np.mean(record["clean"] or [np.nan]))]
 
     names = ["correlation of two classes", *(f"correlation after {stage}" for stage in stages), "clean accuracy"]
     settings = _settings("sanity", model, params, dataset, method, options, batch_size) | {"seed": seed}
-    return _run(dataset, folder, settings, records, values, lambda means: means, names, correct_only, progress)
+    return _run(dataset, folder, settings, measure, values, lambda means: means, names, correct_only, progress)
 
 
 def _hits(logits: Array, labels: Array) -> Array:
@@ -430,7 +403,7 @@ def _run(
     dataset: Dataset,
     folder: str | os.PathLike[str],
     settings: Mapping[str, Any],
-    records: Callable[[Sequence[Sample | None], tuple[np.ndarray, ...]], list[Record]],
+    measure: Callable[[np.ndarray, np.ndarray, np.ndarray], Mapping[str, Any]],
     values: Callable[[Record], list[float]],
     figures: Callable[[np.ndarray], np.ndarray],
     names: Sequence[str],
@@ -449,16 +422,22 @@ def _run(
         for start, batch, errors in _batches(dataset, range(len(lines), total, size), size):
             if any(sample is not None and getattr(sample, needed) is None for sample in batch):
                 raise ValueError(f"{settings['protocol']} needs {needed}, {dataset.name} has none.")
-            found = records(batch, _stacked(dataset, batch, size)) if any(batch) else [{} for _ in batch]
+            found = jax.tree.map(np.asarray, measure(*_stacked(dataset, batch, size)) if any(batch) else {})
             new = [
-                {"image": dataset.key(start + b)} | ({"skipped": errors[b]} if errors[b] else found[b])
-                for b in range(len(batch))
+                {"image": dataset.key(start + b)} | (_record(found, b, sample) if sample else {"skipped": errors[b]})
+                for b, sample in enumerate(batch)
             ]
             file.write("".join(json.dumps(line) + "\n" for line in new))
             file.flush()
             lines += new
             progress(len(lines), total)
     return _summed_up(folder, settings, lines, values, figures, names, correct_only, curves)
+
+
+def _record(found: Mapping[str, Any], b: int, sample: Sample) -> Record:
+    """What was found of image b of a batch."""
+    record: Record = jax.tree.map(lambda values: values[b].tolist(), found)
+    return record if sample.labels is not None else record | {"clean": None}
 
 
 def _resumed(folder: Path, settings: Mapping[str, Any]) -> list[Record]:
@@ -571,3 +550,52 @@ def draw_curves(summary: Summary, path: str | os.PathLike[str]) -> None:
     figure.suptitle(f"{summary.settings['method']}, {summary.settings['dataset']}, {summary.images} images")
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=120)
+
+
+def draw_maps(
+    model: ViT,
+    params: Params,
+    dataset: Dataset,
+    path: str | os.PathLike[str],
+    *,
+    method: str = "transformer_attribution",
+    options: Mapping[str, Any] | None = None,
+    images: int = 4,
+) -> None:
+    """Draw the first images that can be read, a row each, with the maps of their labels or of the predicted class.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        dataset: images.
+        path: the picture to write.
+        method: a name in :data:`lrp_jax.METHODS`.
+        options: the method's own.
+        images: how many rows.
+
+    Raises:
+        ValueError: no image can be read.
+    """
+    samples: list[Sample] = []
+    for i in range(len(dataset)):
+        with contextlib.suppress(OSError, ValueError):
+            samples.append(dataset.sample(i))
+        if len(samples) == images:
+            break
+    if not samples:
+        raise ValueError(f"no image of {dataset.name} can be read.")
+    config = model.config
+    pictures, labels, _ = _stacked(dataset, samples, len(samples))
+    targets = labels if samples[0].labels is not None else None
+    e = jax.tree.map(np.asarray, explain(model, params, pictures, targets, method=method, **dict(options or {})))
+    pixels = (pictures * np.asarray(config.std) + np.asarray(config.mean)).clip(0, 1) * 255
+    chances = np.asarray(config.probabilities(e.logits))
+    rows = []
+    for b, picture in enumerate(pixels.round().astype(np.uint8)):
+        captions = [f"{config.class_name(k)} {chances[b, k]:.1%}" for k in e.targets[b]]
+        rows.append(panel(Image.fromarray(picture.squeeze()), e.relevance[b], captions))
+    out = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)))
+    for b, row in enumerate(rows):
+        out.paste(row, (0, b * row.height))
+    with replacing(path) as temporary:
+        out.save(temporary)

@@ -6,6 +6,7 @@ A picture is a ``PIL.Image``; an image is float32 ``[H, W, channels]``, normalis
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 from collections.abc import Sequence
 
@@ -22,6 +23,7 @@ from lrp_jax.vit import ViTConfig
 _PANEL = 224  # smallest edge of each picture of a panel, in pixels
 _FONT = 15  # height of a caption's font, in pixels
 _MARGIN = 8
+_WARNINGS = threading.Lock()  # their filters are the process's, and pictures are read in threads
 
 # From none to most: matplotlib's inferno (Smith and van der Walt, CC0) at nine even places.
 _COLOURS = np.array(
@@ -55,10 +57,11 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
         OSError: there is no such file, or it cannot be read.
         ValueError: it is no picture, is truncated or damaged, or has floating-point pixels.
     """
-    with open(path, "rb") as file, warnings.catch_warnings():
+    with open(path, "rb") as file:
         try:
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            opened = Image.open(file)
+            with _WARNINGS, warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                opened = Image.open(file)
             opened.load()
             image: Image.Image = ImageOps.exif_transpose(opened)
         except UnidentifiedImageError as error:

@@ -95,6 +95,35 @@ def average_precision(relevance: ArrayLike, mask: ArrayLike) -> float:
     return float(metrics.average_precision_score(both[1], both[0]))
 
 
+def share_on_target(relevance: ArrayLike, masks: ArrayLike) -> Array:
+    """Of the relevance that lies on any class of an image, the part that lies on the map's own: 1 / K for a chance map.
+
+    Negative relevance counts as none. A cell of the map is on a mask where any of its pixels is.
+
+    Args:
+        relevance: ``[..., K, rows, cols]``, a map for each class.
+        masks: bool ``[..., K, H, W]``, of the same classes; H and W are multiples of rows and cols.
+
+    Returns:
+        ``[..., K]``, 0 to 1; 0 where no relevance lies on any.
+
+    Raises:
+        ValueError: the shapes do not go together.
+    """
+    relevance, masks = jnp.maximum(jnp.asarray(relevance), 0), jnp.asarray(masks, bool)
+    *batch, rows, cols = relevance.shape
+    height, width = masks.shape[-2:]
+    if masks.shape[:-2] != tuple(batch) or not batch or height % rows or width % cols:
+        raise ValueError(
+            f"relevance must be [..., K, rows, cols] and masks [..., K, H, W], multiples of rows and cols; got "
+            f"{relevance.shape} and {masks.shape}."
+        )
+    cells = masks.reshape(*batch, rows, height // rows, cols, width // cols).any(axis=(-3, -1))
+    on = jnp.einsum("...krc,...jrc->...kj", relevance, cells.astype(relevance.dtype))  # of map k, on class j
+    total = on.sum(axis=-1)
+    return jnp.diagonal(on, axis1=-2, axis2=-1) / jnp.where(total > 0, total, 1)
+
+
 def ranks(relevance: Array) -> Array:
     """Each pixel's place in the order from the most to the least relevant, int ``[H, W]``; equals in reading order."""
     order = jnp.argsort(-relevance.ravel(), stable=True)

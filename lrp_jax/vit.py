@@ -215,6 +215,21 @@ class ViTConfig:
         p_rows, p_cols = pair("patch_size", self.patch_size)
         return rows // p_rows, cols // p_cols
 
+    def probabilities(self, logits: ArrayLike) -> Array:
+        """Of each class: a sigmoid of its logit if there are multiple labels, else the softmax.
+
+        Args:
+            logits: ``[..., C]``.
+
+        Returns:
+            ``[..., C]``.
+        """
+        return (jax.nn.sigmoid if self.multi_label else jax.nn.softmax)(jnp.asarray(logits))
+
+    def class_name(self, index: int) -> str:
+        """The name of a class, or its number where classes have no names."""
+        return self.class_names[index] if self.class_names else f"class {index}"
+
 
 class _Dense(nn.Module):
     rules: Rules

@@ -29,7 +29,7 @@ def main() -> None:
     images = jnp.asarray(lrp_jax.preprocess(picture, model.config))[None]
     targets = np.argsort(-lrp_jax.explain(model, params, images, method="raw_attention").logits)[:, :2]
     picture = picture.resize((EDGE, EDGE), Image.Resampling.BICUBIC)
-    first, second = (model.config.class_names[k] for k in targets[0])
+    first, second = (model.config.class_name(k) for k in targets[0])
     cells = [(f"{first}, {second}", [picture])]
     for name, method in lrp_jax.METHODS.items():
         score = {"score": "sigmoid"} if "score" in method.options and model.config.multi_label else {}

@@ -22,9 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from scipy.stats import rankdata
 
 import lrp_jax
+from lrp_jax import metrics
 from lrp_jax.rules import CHEFER, RULES, Rules, stable
 
 Transform = Callable[[Callable[..., Array]], Callable[..., Array]]
@@ -129,11 +129,9 @@ class Study:
 
 def agreement(maps: np.ndarray, reference: np.ndarray) -> str:
     """Columns of a table: error and correlation."""
-    maps, reference = (m.reshape(-1, m.shape[-2] * m.shape[-1]) for m in (maps, reference))
     with np.errstate(invalid="ignore", divide="ignore"):
-        error = np.abs(maps - reference).max(axis=1) / np.abs(reference).max(axis=1)
-        a, b = (r - r.mean(axis=1, keepdims=True) for r in (rankdata(maps, axis=1), rankdata(reference, axis=1)))
-        correlation = (a * b).sum(axis=1) / np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
+        error = (np.abs(maps - reference).max(axis=(-2, -1)) / np.abs(reference).max(axis=(-2, -1))).ravel()
+        correlation = metrics.spearman(maps, reference).ravel()
     errors = " | ".join(f"{e:.0e}" for e in (np.median(error), np.quantile(error, 0.99), error.max()))
     correlations = (np.median(correlation), np.quantile(correlation, 0.01), correlation.min())
     return errors + " | " + " | ".join(f"{c:.4f}" for c in correlations)
@@ -141,13 +139,9 @@ def agreement(maps: np.ndarray, reference: np.ndarray) -> str:
 
 def specificity(maps: np.ndarray, masks: np.ndarray) -> str:
     """Columns of a table: share of the mass on the asked digit, and mean intersection over union."""
-    n, _, rows, cols = maps.shape
-    patches = masks.reshape(n, 2, rows, masks.shape[2] // rows, cols, -1).any(axis=(3, 5))
-    asked, other = (maps * patches).sum(axis=(2, 3)), (maps * patches[:, ::-1]).sum(axis=(2, 3))
-    large = np.asarray(lrp_jax.heatmaps(maps, masks.shape[2:]))
-    found = large > large.mean(axis=(2, 3), keepdims=True)
-    overlaps = [(f & m).sum(axis=(2, 3)) / (f | m).sum(axis=(2, 3)) for f, m in ((found, masks), (~found, ~masks))]
-    return f"{(asked / (asked + other)).mean():.4f} | {np.mean(overlaps):.4f}"
+    counts = metrics.segmentation_counts(lrp_jax.heatmaps(maps, masks.shape[2:]), masks)
+    overlap = (counts.intersection / counts.union).mean()
+    return f"{metrics.share_on_target(maps, masks).mean():.4f} | {overlap:.4f}"
 
 
 def table(title: str, columns: str) -> None:

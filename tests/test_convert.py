@@ -94,6 +94,8 @@ def test_bad_calls(tmp_path, golden_weights):
         lrp_jax.convert(golden_weights, image_size="24", **GIVEN)
     with pytest.raises(ValueError, match="map names to arrays, got the name 3"):
         lrp_jax.convert({3: np.zeros(3)})
+    with pytest.raises(ValueError, match="must be a path or map names to arrays, got list"):
+        lrp_jax.convert([np.zeros(3)])
     with pytest.raises(FileNotFoundError):
         lrp_jax.convert(tmp_path / "none.safetensors")
 

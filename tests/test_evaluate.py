@@ -46,13 +46,15 @@ def test_segmentation_is_a_loop_over_images(small, tmp_path):
     model, params = small
     summary = evaluate.segmentation(*small, DigitDataset(5), tmp_path, method="attention_rollout", batch_size=2)
     scenes = lrp_jax.datasets.digit_scenes(5, seed=1)
-    correct, intersection, union, precision, f1 = 0, np.zeros(2), np.zeros(2), [], []
+    correct, intersection, union, precision, f1, share = 0, np.zeros(2), np.zeros(2), [], [], []
     for image, masks in zip(scenes.images, scenes.masks, strict=True):
         relevance = lrp_jax.explain(model, params, image[None], method="attention_rollout").relevance[0, 0]
         heat = np.asarray(lrp_jax.heatmaps(relevance, (64, 64)))
         heat = (heat - heat.min()) / np.ptp(heat)
         found = heat > heat.mean()
-        for mask in masks:
+        cells = masks.reshape(2, 4, 16, 4, 16).any(axis=(2, 4))
+        for mask, cell in zip(masks, cells, strict=True):
+            share.append(relevance[cell].sum() / sum(relevance[c].sum() for c in cells))
             correct += (found == mask).sum()
             intersection += [(~found & ~mask).sum(), (found & mask).sum()]
             union += [(~found | ~mask).sum(), (found | mask).sum()]
@@ -63,6 +65,7 @@ def test_segmentation_is_a_loop_over_images(small, tmp_path):
         "mIoU": (intersection / union).mean(),
         "mAP": np.mean(precision),
         "mF1": np.mean(f1),
+        "share on target": np.mean(share),
     }
     for name, value in expected.items():
         assert summary.figures[name].value == pytest.approx(100 * value, rel=1e-4)
@@ -334,7 +337,15 @@ def test_command_line(single, imagenet, tmp_path, monkeypatch, capsys):
     assert "skipped: n01440764/ILSVRC2012_val_1.JPEG" in err
     assert "1 of 6 images were skipped" in err
     folder = Path("lrp_jax_results/perturbation-raw_attention")
-    assert sorted(p.name for p in folder.iterdir()) == ["curves.png", "results.jsonl", "settings.json", "summary.json"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "curves.png",
+        "maps.png",
+        "results.jsonl",
+        "settings.json",
+        "summary.json",
+    ]
+    with Image.open(folder / "maps.png") as picture:
+        assert picture.height > 4 * 224  # the first four that can be read
     with Image.open(folder / "curves.png") as picture:
         assert picture.width > 800
     (tmp_path / "empty").mkdir()

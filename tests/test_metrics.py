@@ -107,3 +107,22 @@ def test_bootstrap_interval_of_a_mean():
     low, high = metrics.bootstrap_interval(lambda means: means, values)
     error = values.std() / 20
     np.testing.assert_allclose([low[0], high[0]], values.mean() + 1.96 * error * np.array([-1, 1]), atol=0.2 * error)
+
+
+def test_share_on_target_is_a_loop_over_cells():
+    """Maps coarser than the masks, negative relevance, masks that overlap, and a map of nothing."""
+    rng = np.random.default_rng(2)
+    relevance, masks = rng.normal(size=(5, 3, 2, 4)), rng.random((5, 3, 6, 8)) < 0.2
+    relevance[0, 1] = -1
+    expected = np.zeros((5, 3))
+    for n, k in np.ndindex(5, 3):
+        on = np.zeros(3)
+        for j, row, col in np.ndindex(3, 2, 4):
+            if masks[n, j, 3 * row : 3 * row + 3, 2 * col : 2 * col + 2].any():
+                on[j] += max(relevance[n, k, row, col], 0)
+        expected[n, k] = on[k] / on.sum() if on.sum() else 0
+    np.testing.assert_allclose(metrics.share_on_target(relevance, masks), expected, rtol=1e-12)
+    assert metrics.share_on_target(np.ones((2, 4, 4)), np.ones((2, 4, 4))) == pytest.approx(0.5)
+    for shape in ((5, 3, 7, 8), (5, 2, 6, 8), (6, 8)):
+        with pytest.raises(ValueError, match="multiples of rows and cols; got"):
+            metrics.share_on_target(relevance, np.ones(shape, bool))
