@@ -1,6 +1,7 @@
 """Habits of the public interface."""
 
 import inspect
+import json
 import re
 from pathlib import Path
 
@@ -49,6 +50,16 @@ def test_the_examples_of_the_readme_run(capsys):
     for block in runnable:
         exec(block, scope)
     assert "(8, 10) (8, 2) (8, 2, 8, 8)" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_tour_runs():
+    cells = json.loads((ROOT / "notebooks" / "tour.ipynb").read_text())["cells"]
+    scope = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), scope)
+    assert scope["summary"].images == 24
 
 
 def test_continuous_integration_runs_the_command_of_the_readme():
