@@ -296,9 +296,11 @@ def sanity(
         The summary, which is also written to the folder.
 
     Raises:
-        ValueError: the folder holds a run of other settings.
+        ValueError: the folder holds a run of other settings, or the model has one class.
     """
     options, depth = dict(options or {}), model.config.depth
+    if model.config.num_classes < 2:
+        raise ValueError("sanity compares the maps of two classes, the model has one.")
     needs("scipy.stats", extra="evaluate")
     image = jnp.zeros(model.config.image_shape, jnp.float32)
     drawn = jax.jit(model.init)(jax.random.key(seed), image)["params"]

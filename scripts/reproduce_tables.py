@@ -136,11 +136,12 @@ def main(arguments: list[str] | None = None) -> None:
     print_table(f"{title}, clean accuracy {clean} %" if rows else title, columns, rows)
 
     kinds = ("pixel accuracy", "mAP", "mIoU")
+    more = ("share on target",) if masked.masks_of_labels else ()
     rows = []
     for row in asked(ROWS):
         summary = run(evaluate.segmentation, row, masked)
-        rows.append([row.title, *(cell(summary, kind) for kind in kinds)])
-    print_table(f"Table 2: segmentation, {len(masked)} images", ["method", *kinds], rows)
+        rows.append([row.title, *(cell(summary, kind) for kind in (*kinds, *more))])
+    print_table(f"Table 2: segmentation, {len(masked)} images", ["method", *kinds, *more], rows)
 
     rows = []
     for row in asked(ABLATIONS):

@@ -193,6 +193,8 @@ def test_bad_settings_leave_no_folder(small, tmp_path):
         with pytest.raises(ValueError, match=message):
             evaluate.perturbation(*small, DigitDataset(2), tmp_path / "run", **arguments)
     assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match="two classes, the model has one"):
+        evaluate.sanity(lrp_jax.ViT(lrp_jax.ViTConfig(num_classes=1)), {}, DigitDataset(2), tmp_path / "run")
 
 
 @pytest.fixture
