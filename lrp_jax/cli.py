@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ from lrp_jax.datasets import (
 from lrp_jax.files import needs, replacing
 from lrp_jax.images import crop, panel, preprocess, read_image
 from lrp_jax.methods import METHODS
-from lrp_jax.rules import GRADIENT
+from lrp_jax.propagation import forward
 from lrp_jax.vit import Params, ViT, ViTConfig
 
 _EXAMPLES = Path(__file__).parent / "data" / "examples"
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0, everything asked for was done; 1, some images could not be explained (they are named on
-        standard error); 2, the command was wrong and nothing was done; 130, interrupted.
+        standard error), or the device failed; 2, the command was wrong and nothing was done; 130, interrupted.
     """
     options = _parser().parse_args(arguments)
     try:
@@ -70,6 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ImportError, OSError, ValueError) as error:
         print(f"lrp-jax: error: {_one_line(error)}", file=sys.stderr)
         return _MISUSED
+    except jax.errors.JaxRuntimeError as error:
+        hint = " Try a smaller --batch-size." if "RESOURCE_EXHAUSTED" in str(error) else ""
+        print(f"lrp-jax: error: {_one_line(error)}{hint}", file=sys.stderr)
+        return _FAILED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -94,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         help="explain this class, by name or index; may be given several times (default: the most probable ones)",
     )
     command.add_argument(
-        "--top-k", type=_positive, default=2, metavar="K", help="explain the K most probable classes (default: 2)"
+        "--top-k", type=_positive, metavar="K", help="explain the K most probable classes (default: 2, if it has two)"
     )
     _add_method(command)
     command.add_argument(
@@ -142,7 +147,9 @@ def _parser() -> argparse.ArgumentParser:
         protocol.add_argument("--dataset", default="digits", metavar="DATASET", help=dataset)
         protocol.add_argument("--model", default="demo", help="'demo' or the path of a checkpoint (default: demo)")
         _add_method(protocol)
-        protocol.add_argument("--images", type=_positive, metavar="N", help="at most N, evenly spaced (digits: 1000)")
+        protocol.add_argument(
+            "--images", type=_positive, metavar="N", help="at most N, evenly spaced; digits: N scenes (1000)"
+        )
         protocol.add_argument(
             "--batch-size", type=_positive, default=8, metavar="B", help="images evaluated at once (default: 8)"
         )
@@ -346,7 +353,9 @@ def _evaluate_command(options: argparse.Namespace) -> int:
         print("The dataset has no labels: no clean accuracy.")
     if summary.curves:
         evaluate.draw_curves(summary, folder / "curves.png")
-    evaluate.draw_maps(model, params, dataset, folder / "maps.png", method=options.method, options=settings["options"])
+    maps = folder / "maps.png"
+    if not maps.exists():
+        evaluate.draw_maps(model, params, dataset, maps, method=options.method, options=settings["options"])
     print(f"{summary.images} images, {options.method}: {folder}")
     for image, reason in summary.skipped.items():
         print(f"lrp-jax: skipped: {image}: {reason}", file=sys.stderr)
@@ -359,6 +368,8 @@ def _dataset(options: argparse.Namespace, config: ViTConfig) -> Dataset:
     if options.dataset == "digits":
         if config.image_shape != (SCENE_SIZE, SCENE_SIZE, 3) or config.num_classes != 10:
             raise ValueError("--dataset digits is for models of digit scenes, such as 'demo'; give another --dataset.")
+        if options.protocol != "segmentation" and (options.labels or options.crop):
+            raise ValueError("--labels and --crop are for folders of pictures; give a --dataset.")
         return DigitDataset(options.images or 1000)
     path = Path(options.dataset)
     if options.protocol != "segmentation":
@@ -413,14 +424,15 @@ def _compiled(model: ViT, options: argparse.Namespace) -> Callable[[Params, Arra
     config = model.config
     settings = _method_options(options)
     asked = options.target and np.array(list(dict.fromkeys(_class_index(word, config) for word in options.target)))
-    if options.top_k > config.num_classes:
-        raise ValueError(f"--top-k must be at most the model's {config.num_classes} classes, got {options.top_k}.")
+    count = options.top_k or min(2, config.num_classes)
+    if count > config.num_classes:
+        raise ValueError(f"--top-k must be at most the model's {config.num_classes} classes, got {count}.")
 
     @jax.jit
     def run(params: Params, images: Array) -> dict[str, Array]:
         if asked is None:
-            logits, _ = jax.vmap(lambda image: model.forward(params, image, None, GRADIENT))(images)
-            _, targets = jax.lax.top_k(logits, options.top_k)
+            logits, _ = jax.vmap(partial(forward, model, params))(images)
+            _, targets = jax.lax.top_k(logits, count)
         else:
             targets = jnp.broadcast_to(asked, (len(images), len(asked)))
         explanation = explain(model, params, images, targets, method=options.method, **settings)

@@ -9,15 +9,16 @@ from __future__ import annotations
 import dataclasses
 import errno
 import functools
+import hashlib
 import os
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol, get_args
+from typing import ClassVar, Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
 from PIL import Image
 
 from lrp_jax.files import needs
-from lrp_jax.images import preprocess, read_image
+from lrp_jax.images import preprocess, read_image, read_mask
 from lrp_jax.vit import ViTConfig
 
 SCENE_SIZE = 64
@@ -132,10 +133,10 @@ class DigitDataset:
     """Digit scenes, drawn one by one: see :func:`digit_scenes`."""
 
     n: int
-    seed: int = 1
-    split: Split = "test"
-    labels_per_image: int = 2
-    masks_of_labels: bool = True
+    seed: int = dataclasses.field(default=1, kw_only=True)
+    split: Split = dataclasses.field(default="test", kw_only=True)
+    labels_per_image: ClassVar[int] = 2
+    masks_of_labels: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -157,6 +158,7 @@ class DigitDataset:
 class _Pictures:
     """What datasets of pictures share: a picture is resized to the model's size, cropped or not."""
 
+    labels_per_image = 1
     masks_of_labels = False
 
     def __init__(self, path: str | os.PathLike[str], config: ViTConfig, *, squash: bool, images: int | None) -> None:
@@ -172,10 +174,6 @@ class _Pictures:
     def name(self) -> str:
         return f"{self.path.resolve()}, {'squashed' if self.squash else 'cropped'}"
 
-    @property
-    def labels_per_image(self) -> int:
-        return 1
-
     def _spaced(self, total: int) -> list[int]:
         """At most ``self.limit`` of so many, evenly spaced."""
         n = min(self.limit or total, total)
@@ -190,7 +188,7 @@ class _Pictures:
 
 
 class MaskFolder(_Pictures):
-    """Pictures in ``images/`` and, under the same stems, their masks in ``masks/``, foreground above 0.
+    """Pictures in ``images/`` and, under the same stems, their masks in ``masks/``: :func:`lrp_jax.images.read_mask`.
 
     Args:
         path: the folder that holds both.
@@ -221,7 +219,7 @@ class MaskFolder(_Pictures):
     def sample(self, i: int) -> Sample:
         """Picture i and its mask."""
         image, mask = self.pairs[i]
-        return self._masked(read_image(image), read_image(mask).convert("L"))
+        return self._masked(read_image(image), read_mask(mask))
 
 
 class ImageNetSegmentation(_Pictures):
@@ -270,9 +268,9 @@ class ImageNetFolder(_Pictures):
     """Pictures of known classes: a folder a class, or one folder with a file of labels.
 
     Folders are named after the model's classes or after synsets of ImageNet-1k; otherwise there must be as many as the
-    model has classes, in sorted order. A file of labels has a picture's name and its class, a synset or an index, on
-    each line, separated by a blank or a comma, as in ``val.txt`` or ``LOC_val_solution.csv``; or, as in the development
-    kit, one number a line for the pictures in sorted order, with ``meta.mat`` beside it.
+    model has classes, in the order of their numbers or else names. A file of labels has a picture's name and its class,
+    a synset or an index, on each line, separated by a blank or a comma, as in ``val.txt`` or ``LOC_val_solution.csv``;
+    or, as in the development kit, one number a line for the pictures in sorted order, with ``meta.mat`` beside it.
 
     Args:
         path: the folder.
@@ -298,6 +296,12 @@ class ImageNetFolder(_Pictures):
         super().__init__(path, config, squash=squash, images=images)
         found = self._by_folder() if labels is None else self._by_file(Path(labels))
         self.pictures = [found[i] for i in self._spaced(len(found))]
+
+    @property
+    def name(self) -> str:
+        """Where it is, how pictures are prepared, and a digest of the pictures and their classes."""
+        listed = repr([(self.key(i), label) for i, (_, label) in enumerate(self.pictures)])
+        return f"{super().name}, {hashlib.sha256(listed.encode()).hexdigest()[:8]}"
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -325,6 +329,8 @@ class ImageNetFolder(_Pictures):
                     f"{self.path} holds {len(folders)} folders, the model has {self.config.num_classes} classes, and "
                     f"{strange!r} is none of their names."
                 )
+            if all(folder.name.isdecimal() for folder in folders):
+                folders.sort(key=lambda folder: int(folder.name))
             known = {folder.name: k for k, folder in enumerate(folders)}
         return [(picture, known[folder.name]) for folder in folders for picture in pictures_in(folder)]
 
@@ -339,6 +345,9 @@ class ImageNetFolder(_Pictures):
                     f"{labels} numbers the classes of ImageNet-1k, the model has {self.config.num_classes} classes."
                 )
             synsets = _development_kit(labels.with_name("meta.mat"))
+            strange = next((row[0] for row in rows if synsets.get(int(row[0])) not in known), None)
+            if strange is not None:
+                raise ValueError(f"{labels}: {strange} is no class of ImageNet-1k in meta.mat beside it.")
             return [(picture, known[synsets[int(row[0])]]) for picture, row in zip(pictures, rows, strict=True)]
         by_stem = {Path(row[0]).stem: row[1] for row in rows if len(row) > 1}
         found = []
@@ -361,8 +370,10 @@ class ImageNetFolder(_Pictures):
 
 def _development_kit(path: Path) -> dict[int, str]:
     """The synset of each number in the labels of ImageNet's development kit."""
-    table = needs("scipy.io", extra="evaluate").loadmat(path, squeeze_me=True)["synsets"]
-    return {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in table}
+    table = needs("scipy.io", extra="evaluate").loadmat(path, squeeze_me=True)
+    if "synsets" not in table:
+        raise ValueError(f"{path} holds no synsets: it is not the development kit's.")
+    return {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in table["synsets"]}
 
 
 def imagenet_classes() -> list[tuple[str, str]]:

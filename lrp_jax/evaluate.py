@@ -87,8 +87,8 @@ def segmentation(
     """How well maps find the pixels of the class (Chefer et al. 2021, section 4, table 2).
 
     The map of each label where every label has its mask, else of the predicted class, is enlarged bilinearly and cut
-    at its mean. Pixel accuracy and mIoU are of sums over the images, mAP and mF1 means over them. Where every label has
-    its mask, also the share on the target: see :func:`lrp_jax.metrics.share_on_target`.
+    at its mean; mAP is of the map itself. Pixel accuracy and mIoU are of sums over the images, mAP and mF1 means over
+    them. Where every label has its mask, also the share on the target: see :func:`lrp_jax.metrics.share_on_target`.
 
     Args:
         model: the model.
@@ -121,7 +121,7 @@ def segmentation(
             "clean": jax.vmap(_hits)(e.logits, labels),
             **counts._asdict(),
             "f1": 2 * foreground / jnp.maximum(foreground + counts.union[..., 1], 1),
-            "heat": metrics.unit_range(large),
+            "heat": large,
         } | ({"share": metrics.share_on_target(e.relevance, masks)} if dataset.masks_of_labels else {})
 
     def measure(images: np.ndarray, labels: np.ndarray, masks: np.ndarray) -> dict[str, Any]:
@@ -143,7 +143,9 @@ def segmentation(
 
     names = ["pixel accuracy", "mIoU", "mAP", "mF1", "share on target", "clean accuracy"]
     settings = _settings("segmentation", model, params, dataset, method, options, batch_size)
-    return _run(dataset, folder, settings, measure, values, figures, names, correct_only, progress)
+    return _run(
+        dataset, folder, settings, model.config.num_classes, measure, values, figures, names, correct_only, progress
+    )
 
 
 def perturbation(
@@ -257,7 +259,19 @@ def perturbation(
     ]
     settings = _settings("perturbation", model, params, dataset, method, options, batch_size) | {"explained": explained}
     curves = [f"{name} {kind}" for kind in ("accuracy", "probability") for name in _SERIES]
-    return _run(dataset, folder, settings, measure, values, figures, names, correct_only, progress, curves)
+    return _run(
+        dataset,
+        folder,
+        settings,
+        model.config.num_classes,
+        measure,
+        values,
+        figures,
+        names,
+        correct_only,
+        progress,
+        curves,
+    )
 
 
 def sanity(
@@ -304,6 +318,7 @@ def sanity(
     needs("scipy.stats", extra="evaluate")
     image = jnp.zeros(model.config.image_shape, jnp.float32)
     drawn = jax.jit(model.init)(jax.random.key(seed), image)["params"]
+    params = jax.tree.map(jnp.asarray, params)
     drawn = jax.tree.map(lambda new, old: new.astype(old.dtype), drawn, params)
     below = {"patch_embed", "pos_embed", "cls_token", "norm_pre", "blocks"} & params.keys()
     stages = ["head", *(f"block {layer}" for layer in reversed(range(depth))), "embeddings"]
@@ -338,7 +353,18 @@ def sanity(
 
     names = ["correlation of two classes", *(f"correlation after {stage}" for stage in stages), "clean accuracy"]
     settings = _settings("sanity", model, params, dataset, method, options, batch_size) | {"seed": seed}
-    return _run(dataset, folder, settings, measure, values, lambda means: means, names, correct_only, progress)
+    return _run(
+        dataset,
+        folder,
+        settings,
+        model.config.num_classes,
+        measure,
+        values,
+        lambda means: means,
+        names,
+        correct_only,
+        progress,
+    )
 
 
 def _hits(logits: Array, labels: Array) -> Array:
@@ -360,7 +386,7 @@ def _matched(logits: Array, labels: Array) -> Array:
 
 
 def _blurred(image: Array) -> Array:
-    """The image ``[H, W, channels]`` blurred as RISE's authors do: a Gaussian of 11 pixels, standard deviation 5."""
+    """The image ``[H, W, channels]`` blurred: a Gaussian of 11 pixels, standard deviation 5, edges repeated."""
     weights = np.exp(-((np.arange(11) - 5) ** 2) / 50)
     kernel = jnp.asarray(weights / weights.sum(), image.dtype)
     for axis in (0, 1):
@@ -383,6 +409,10 @@ def _settings(
     """What a run depends on."""
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    if dataset.labels_per_image > model.config.num_classes:
+        raise ValueError(f"{dataset.name} has {dataset.labels_per_image} classes an image, the model one in all.")
     one = jax.ShapeDtypeStruct((1, *model.config.image_shape), jnp.float32)
     jax.eval_shape(partial(explain, model, method=method, **options), params, one)  # the method's word on its options
     digest = hashlib.sha256(repr(model.config).encode())
@@ -394,7 +424,7 @@ def _settings(
         "images": len(dataset),
         "model": digest.hexdigest()[:16],
         "method": method,
-        "options": {k: str(v) for k, v in {**METHODS[method].options, **options}.items()},
+        "options": {k: getattr(v, "name", str(v)) for k, v in {**METHODS[method].options, **options}.items()},
         "batch_size": batch_size,
         "lrp_jax": lrp_jax.__version__,
         "jax": jax.__version__,
@@ -405,6 +435,7 @@ def _run(
     dataset: Dataset,
     folder: str | os.PathLike[str],
     settings: Mapping[str, Any],
+    classes: int,
     measure: Callable[[np.ndarray, np.ndarray, np.ndarray], Mapping[str, Any]],
     values: Callable[[Record], list[float]],
     figures: Callable[[np.ndarray], np.ndarray],
@@ -415,24 +446,25 @@ def _run(
 ) -> Summary:
     """Evaluate the images that a folder has no results of, and sum up."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = _resumed(folder, settings)
-    needed = {"segmentation": "masks", "perturbation": "labels"}.get(settings["protocol"], "image")
+    lines = _resumed(folder, settings, dataset)
+    needed = {"segmentation": ["masks"], "perturbation": ["labels"]}.get(settings["protocol"], [])
     size, total = settings["batch_size"], len(dataset)
     progress(len(lines), total)
-    with (folder / "results.jsonl").open("a") as file:
-        for start, batch, errors in _batches(dataset, range(len(lines), total, size), size):
-            if any(sample is not None and getattr(sample, needed) is None for sample in batch):
-                raise ValueError(f"{settings['protocol']} needs {needed}, {dataset.name} has none.")
-            found = jax.tree.map(np.asarray, measure(*_stacked(dataset, batch, size)) if any(batch) else {})
-            new = [
-                {"image": dataset.key(start + b)} | (_record(found, b, sample) if sample else {"skipped": errors[b]})
-                for b, sample in enumerate(batch)
-            ]
-            file.write("".join(json.dumps(line) + "\n" for line in new))
-            file.flush()
-            lines += new
-            progress(len(lines), total)
+    for start, batch, errors in _batches(dataset, range(len(lines), total, size), size):
+        for sample in filter(None, batch):
+            for name in needed + ["labels"] * correct_only:
+                if getattr(sample, name) is None:
+                    raise ValueError(f"{settings['protocol']} needs {name} here, {dataset.name} has none.")
+            if sample.labels is not None and not 0 <= min(sample.labels) <= max(sample.labels) < classes:
+                raise ValueError(f"{dataset.name} has the classes {sample.labels}, the model 0 to {classes - 1}.")
+        found = jax.tree.map(np.asarray, measure(*_stacked(dataset, batch, size)) if any(batch) else {})
+        new = [
+            {"image": dataset.key(start + b)} | (_record(found, b, sample) if sample else {"skipped": errors[b]})
+            for b, sample in enumerate(batch)
+        ]
+        _append(folder, settings, new)
+        lines += new
+        progress(len(lines), total)
     return _summed_up(folder, settings, lines, values, figures, names, correct_only, curves)
 
 
@@ -442,29 +474,46 @@ def _record(found: Mapping[str, Any], b: int, sample: Sample) -> Record:
     return record if sample.labels is not None else record | {"clean": None}
 
 
-def _resumed(folder: Path, settings: Mapping[str, Any]) -> list[Record]:
-    """The results of whole batches of an earlier run of the same settings; everything after them is cut off."""
-    known, results = folder / "settings.json", folder / "results.jsonl"
-    if known.exists():
-        before = json.loads(known.read_text())
-        changed = [k for k in settings if before.get(k) != settings[k]]
-        if changed:
-            was = ", ".join(f"{k} {before.get(k)!r}, not {settings[k]!r}" for k in changed)
-            raise ValueError(f"{folder} holds a run of other settings ({was}): give it another folder.")
-    elif results.exists():
-        raise ValueError(f"{folder} holds results without settings.json: give another folder.")
-    else:
+def _append(folder: Path, settings: Mapping[str, Any], lines: Sequence[Record]) -> None:
+    """Write the results of a batch; before the first, what is run."""
+    known = folder / "settings.json"
+    if not known.exists():
+        folder.mkdir(parents=True, exist_ok=True)
         with replacing(known) as temporary:
             temporary.write_text(json.dumps(settings, indent=1) + "\n")
-    if not results.exists():
+    with (folder / "results.jsonl").open("a") as file:
+        file.write(_json_lines(lines))
+
+
+def _json_lines(lines: Sequence[Record]) -> str:
+    return "".join(json.dumps(line) + "\n" for line in lines)
+
+
+def _resumed(folder: Path, settings: Mapping[str, Any], dataset: Dataset) -> list[Record]:
+    """The results of whole batches of an earlier run of the same settings; everything after them is cut off."""
+    known, results = folder / "settings.json", folder / "results.jsonl"
+    if not known.exists():
+        if results.exists():
+            raise ValueError(f"{folder} holds results without settings.json: give another folder.")
         return []
-    text = results.read_text()
-    lines = text[: text.rfind("\n") + 1].splitlines(keepends=True)
-    if len(lines) < settings["images"]:
+    text = results.read_text() if results.exists() else ""
+    try:
+        before = json.loads(known.read_text())
+        lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    except ValueError as error:
+        raise ValueError(f"{folder} holds damaged results ({error}): give another folder.") from error
+    changed = [k for k in settings if before.get(k) != settings[k]]
+    if changed:
+        was = ", ".join(f"{k} {before.get(k)!r}, not {settings[k]!r}" for k in changed)
+        raise ValueError(f"{folder} holds a run of other settings ({was}): give it another folder.")
+    if len(lines) < len(dataset):
         lines = lines[: len(lines) // settings["batch_size"] * settings["batch_size"]]
-    with replacing(results) as temporary:
-        temporary.write_text("".join(lines))
-    return [json.loads(line) for line in lines]
+    if [line["image"] for line in lines] != [dataset.key(i) for i in range(min(len(lines), len(dataset)))]:
+        raise ValueError(f"{folder} holds results of other images: give another folder.")
+    if _json_lines(lines) != text:
+        with replacing(results) as temporary:
+            temporary.write_text(_json_lines(lines))
+    return lines
 
 
 def _batches(dataset: Dataset, starts: range, size: int) -> Iterator[tuple[int, list[Sample | None], list[str | None]]]:
@@ -516,7 +565,9 @@ def _summed_up(
     skipped = {line["image"]: line["skipped"] for line in lines if "skipped" in line}
     kept = [line for line in lines if "skipped" not in line and (not correct_only or all(line["clean"] or [False]))]
     if not kept:
-        raise ValueError(f"no image could be evaluated: {len(skipped)} of {len(lines)} were skipped.")
+        why = f"{len(skipped)} of {len(lines)} were skipped"
+        why += f", the first because {next(iter(skipped.values()))}" if skipped else ", none is classified right"
+        raise ValueError(f"no image is left to evaluate: {why}.")
     table = np.array([values(line) for line in kept])
     mean = table.mean(axis=0)
     ends = metrics.bootstrap_interval(figures, table)
@@ -573,7 +624,7 @@ def draw_maps(
         path: the picture to write.
         method: a name in :data:`lrp_jax.METHODS`.
         options: the method's own.
-        images: how many rows.
+        images: how many rows; they are explained one by one.
 
     Raises:
         ValueError: no image can be read.
@@ -586,16 +637,15 @@ def draw_maps(
             break
     if not samples:
         raise ValueError(f"no image of {dataset.name} can be read.")
-    config = model.config
-    pictures, labels, _ = _stacked(dataset, samples, len(samples))
-    targets = labels if samples[0].labels is not None else None
-    e = jax.tree.map(np.asarray, explain(model, params, pictures, targets, method=method, **dict(options or {})))
-    pixels = (pictures * np.asarray(config.std) + np.asarray(config.mean)).clip(0, 1) * 255
-    chances = np.asarray(config.probabilities(e.logits))
-    rows = []
-    for b, picture in enumerate(pixels.round().astype(np.uint8)):
-        captions = [f"{config.class_name(k)} {chances[b, k]:.1%}" for k in e.targets[b]]
-        rows.append(panel(Image.fromarray(picture.squeeze()), e.relevance[b], captions))
+    config, rows = model.config, []
+    for sample in samples:
+        targets = None if sample.labels is None else np.asarray(sample.labels)[None]
+        e = explain(model, params, sample.image[None], targets, method=method, **dict(options or {}))
+        pixels = (sample.image * np.asarray(config.std) + np.asarray(config.mean)).clip(0, 1) * 255
+        picture = Image.fromarray(pixels.round().astype(np.uint8).squeeze())
+        chances = config.probabilities(e.logits[0])
+        captions = [f"{config.class_name(k)} {chances[k]:.1%}" for k in np.asarray(e.targets[0])]
+        rows.append(panel(picture, e.relevance[0], captions))
     out = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)))
     for b, row in enumerate(rows):
         out.paste(row, (0, b * row.height))

@@ -57,19 +57,7 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
         OSError: there is no such file, or it cannot be read.
         ValueError: it is no picture, is truncated or damaged, or has floating-point pixels.
     """
-    with open(path, "rb") as file:
-        try:
-            with _WARNINGS, warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                opened = Image.open(file)
-            opened.load()
-            image: Image.Image = ImageOps.exif_transpose(opened)
-        except UnidentifiedImageError as error:
-            raise ValueError(f"{path} is not a picture of a known format.") from error
-        except Image.DecompressionBombError as error:
-            raise ValueError(f"{path} is too large a picture: {error}") from error
-        except (OSError, SyntaxError, ValueError) as error:
-            raise ValueError(f"{path} is a damaged picture: {error}") from error
+    image = _loaded(path)
     if image.mode == "F":
         raise ValueError(f"{path} has floating-point pixels, expected 8 or 16 bits.")
     if image.mode.startswith("I"):  # 16 bits of grey
@@ -81,6 +69,43 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
+
+
+def read_mask(path: str | os.PathLike[str]) -> Image.Image:
+    """Read a mask: foreground is what is not transparent and has a channel, or an index of a palette, above 0.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The mask, mode 1.
+
+    Raises:
+        OSError: there is no such file, or it cannot be read.
+        ValueError: it is no picture, or is truncated or damaged.
+    """
+    pixels = np.atleast_3d(np.asarray(_loaded(path)))
+    colours = pixels.shape[-1] - (pixels.shape[-1] in (2, 4))
+    mask = (pixels[..., :colours] > 0).any(axis=-1) & (pixels[..., colours:] > 0).all(axis=-1)
+    return Image.fromarray(mask)
+
+
+def _loaded(path: str | os.PathLike[str]) -> Image.Image:
+    """A picture as it is stored, upright."""
+    with open(path, "rb") as file:
+        try:
+            with _WARNINGS, warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                opened = Image.open(file)
+            opened.load()
+            image: Image.Image = ImageOps.exif_transpose(opened)
+        except UnidentifiedImageError as error:
+            raise ValueError(f"{path} is not a picture of a known format.") from error
+        except Image.DecompressionBombError as error:
+            raise ValueError(f"{path} is too large a picture: {error}") from error
+        except (OSError, RuntimeError, SyntaxError, ValueError) as error:  # of Pillow's many readers
+            raise ValueError(f"{path} is a damaged picture: {error}") from error
+    return image
 
 
 def crop(picture: Image.Image, config: ViTConfig) -> Image.Image:

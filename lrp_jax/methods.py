@@ -303,11 +303,15 @@ def single_block(
         Logits, targets and relevance of one image.
 
     Raises:
-        ValueError: ``block`` is not a block, ``gradient`` not a truth value, or ``rules`` is unknown.
+        ValueError: ``block`` is not a block, or not the last of a model that pools by attention, whose other blocks
+            have no row that the head reads; ``gradient`` is not a truth value; or ``rules`` is unknown.
     """
     if not isinstance(gradient, bool):
         raise ValueError(f"gradient must be True or False, got {gradient!r}.")
     _check_block(model, params, image, negative=True, block=block)
+    layers = number_of_layers(model, params, image)
+    if model.readout is None and block not in (-1, layers - 1):
+        raise ValueError(f"block must be the last, {layers - 1}, of a model that pools by attention; got {block}.")
     if gradient:
         logits, targets, _, gradients, relevance = signals(model, params, image, targets, rules, block)
         relevance = gradients * relevance
@@ -467,7 +471,7 @@ def occlusion(
         params: its parameters.
         image: ``[H, W, channels]``.
         targets: int ``[K]``, or None for the predicted class.
-        window: edge of the window, or its rows and columns, in pixels; None: two patches.
+        window: edge of the window, or its rows and columns, in pixels; None: two patches, or the image.
         stride: step of the window, or its rows and columns, in pixels; None: one patch.
         baseline: what the window is filled with, one value or one for each channel, in the normalised scale: 0 is the
             mean colour.
@@ -482,7 +486,7 @@ def occlusion(
     _check_counts(chunk=chunk)
     size = image.shape[0], image.shape[1]
     patch = size[0] // model.grid[0], size[1] // model.grid[1]
-    window = _pair("window", window, (2 * patch[0], 2 * patch[1]))
+    window = _pair("window", window, (min(2 * patch[0], size[0]), min(2 * patch[1], size[1])))
     stride = _pair("stride", stride, patch)
     if any(w > s for w, s in zip(window, size, strict=True)) or any(w < s for w, s in zip(window, stride, strict=True)):
         raise ValueError(f"window must be at most the image, {size}, and at least the stride, {stride}; got {window}.")

@@ -56,8 +56,9 @@ class Model(Protocol):
 
 @partial(jax.jit, static_argnames="model")
 def forward(model: Model, params: Params, image: Array) -> tuple[Array, Array]:
-    """Logits ``[C]`` and attention probabilities ``[L, h, N, N]`` of one image."""
-    return model.forward(params, image, None, GRADIENT)
+    """Logits ``[C]`` and attention probabilities ``[L, h, N, N]`` of one image, in full precision as maps are."""
+    with jax.default_matmul_precision("highest"):
+        return model.forward(params, image, None, GRADIENT)
 
 
 def predicted(logits: Array, targets: Array | None) -> Array:

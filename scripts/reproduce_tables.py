@@ -33,15 +33,17 @@ class Row:
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
+#: Rollouts start from the second block, as in the authors' evaluation.
 ROWS = [
-    Row("transformer attribution", "transformer_attribution"),
-    Row("transformer attribution, exact rules", "transformer_attribution", {"rules": "chefer"}),
+    Row("transformer attribution", "transformer_attribution", {"start_layer": 1}),
+    Row("transformer attribution, exact rules", "transformer_attribution", {"start_layer": 1, "rules": "chefer"}),
+    Row("transformer attribution, every block", "transformer_attribution"),
     Row("attention rollout", "attention_rollout", {"start_layer": 1}),
     Row("raw attention", "raw_attention"),
     Row("attention GradCAM", "attention_gradcam"),
     Row("LRP", "full_lrp"),
     Row("partial LRP", "partial_lrp"),
-    Row("LRP rollout", "lrp_rollout"),
+    Row("LRP rollout", "lrp_rollout", {"start_layer": 1}),
     Row("saliency", "saliency"),
     Row("input x gradient", "input_x_gradient"),
     Row("SmoothGrad", "smoothgrad", {"samples": 20}),
@@ -50,7 +52,7 @@ ROWS = [
     Row("RISE", "rise", {"masks": 500}),
 ]
 ABLATIONS = [
-    Row("without the gradient", "lrp_rollout", {"rules": "stable"}),
+    Row("without the gradient", "lrp_rollout", {"start_layer": 1, "rules": "stable"}),
     Row("the second block alone", "single_block", {"block": 1}),
     Row("the last block alone", "single_block"),
     ROWS[0],
@@ -80,13 +82,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--images", type=int, help="of each dataset (default: all; 1,000 digit scenes)")
     parser.add_argument("--sanity-images", type=int, default=100)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--method", action="append", help="only these methods; may be given several times")
+    parser.add_argument(
+        "--method", action="append", choices=list(lrp_jax.METHODS), help="only this method; may be given several times"
+    )
     parser.add_argument("--output", type=Path, default=Path("lrp_jax_tables"))
     options = parser.parse_args(arguments)
     if (options.imagenet is None) != (options.segmentation is None):
         parser.error("--imagenet and --segmentation go together; without them, digit scenes are used.")
+    if min(options.images or 1, options.sanity_images, options.batch_size) < 1:
+        parser.error("--images, --sanity-images and --batch-size must be at least 1.")
     model, params = lrp_jax.load(options.model)
     config = model.config
+    if options.imagenet is None and config.num_classes != 10:
+        parser.error("digit scenes are for models of them, such as 'demo': give --imagenet and --segmentation.")
 
     def pictures(images: int | None) -> Dataset:
         if options.imagenet is None:

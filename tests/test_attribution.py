@@ -13,6 +13,7 @@ from conftest import relative_error
 from hypothesis import strategies as st
 
 import lrp_jax
+from lrp_jax.propagation import forward
 
 CASES = range(6)
 
@@ -220,8 +221,11 @@ def test_products_keep_float32_whatever_the_callers_setting():
     model, params = small_model(jnp.float32)
     with jax.default_matmul_precision("bfloat16"):
         program = str(jax.make_jaxpr(lambda p, x: lrp_jax.explain(model, p, x))(params, small_images(1, jnp.float32)))
+        logits = str(jax.make_jaxpr(lambda p, x: forward(model, p, x))(params, small_images(1, jnp.float32)[0]))
     assert program.count("dot_general[") > 20
-    assert program.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == program.count("dot_general[")
+    assert logits.count("dot_general[") > 5
+    for text in (program, logits):
+        assert text.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == text.count("dot_general[")
 
 
 def test_bfloat16_parameters_give_float32_maps():

@@ -1,5 +1,6 @@
 """Runs over datasets: against plain loops, interrupted and resumed, over folders with faults."""
 
+import dataclasses
 import json
 import runpy
 from pathlib import Path
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.io
+import scipy.ndimage
 from PIL import Image
 from sklearn.metrics import average_precision_score, f1_score
 
@@ -44,22 +46,24 @@ def lines(folder):
 
 def test_segmentation_is_a_loop_over_images(small, tmp_path):
     model, params = small
-    summary = evaluate.segmentation(*small, DigitDataset(5), tmp_path, method="attention_rollout", batch_size=2)
+    summary = evaluate.segmentation(*small, DigitDataset(5), tmp_path, method="partial_lrp", batch_size=2)
     scenes = lrp_jax.datasets.digit_scenes(5, seed=1)
     correct, intersection, union, precision, f1, share = 0, np.zeros(2), np.zeros(2), [], [], []
-    for image, masks in zip(scenes.images, scenes.masks, strict=True):
-        relevance = lrp_jax.explain(model, params, image[None], method="attention_rollout").relevance[0, 0]
-        heat = np.asarray(lrp_jax.heatmaps(relevance, (64, 64)))
-        heat = (heat - heat.min()) / np.ptp(heat)
-        found = heat > heat.mean()
+    for image, labels, masks in zip(*scenes, strict=True):
+        maps = lrp_jax.explain(model, params, image[None], labels[None], method="partial_lrp").relevance[0]
         cells = masks.reshape(2, 4, 16, 4, 16).any(axis=(2, 4))
-        for mask, cell in zip(masks, cells, strict=True):
-            share.append(relevance[cell].sum() / sum(relevance[c].sum() for c in cells))
+        for relevance, mask, cell in zip(maps, masks, cells, strict=True):
+            heat = np.asarray(lrp_jax.heatmaps(relevance, (64, 64)))
+            heat = (heat - heat.min()) / (np.ptp(heat) or 1)
+            found = heat > heat.mean()
+            on = [np.maximum(relevance, 0)[c].sum() for c in (cell, *cells)]
+            share.append(on[0] / (sum(on[1:]) or 1))
             correct += (found == mask).sum()
             intersection += [(~found & ~mask).sum(), (found & mask).sum()]
             union += [(~found | ~mask).sum(), (found | mask).sum()]
             precision.append(average_precision_score(np.r_[~mask.ravel(), mask.ravel()], np.r_[1 - heat, heat].ravel()))
             f1.append(f1_score(mask.ravel(), found.ravel()))
+    assert 0 < np.mean(share) < 1
     expected = {
         "pixel accuracy": correct / (10 * 64 * 64),
         "mIoU": (intersection / union).mean(),
@@ -84,6 +88,7 @@ def test_perturbation_is_a_loop_over_images(small, tmp_path, explained):
     )
     scenes = lrp_jax.datasets.digit_scenes(3, seed=1)
     curves = {"positive": [], "negative": []}
+    chances = {"positive": [], "negative": [], "insertion": []}
     for i, (image, labels) in enumerate(zip(scenes.images, scenes.labels, strict=True)):
         top = np.argsort(-forward(model, params, image)[0])[:2]
         wrong = [c for c in top if c not in labels]
@@ -93,29 +98,55 @@ def test_perturbation_is_a_loop_over_images(small, tmp_path, explained):
         for label, heat in zip(labels, lrp_jax.heatmaps(relevance, (64, 64)), strict=True):
             for name, sign in (("positive", -1), ("negative", 1)):
                 order = np.argsort(sign * np.asarray(heat).ravel(), kind="stable")
-                hits = []
-                for step in range(10):
+                hits, probabilities = [], []
+                for step in range(11):
                     pixels = image.reshape(-1, 3).copy()
                     pixels[order[: int(4096 * (step / 10))]] = -1
                     logits = forward(model, params, pixels.reshape(64, 64, 3))[0]
                     hits.append(label in np.argsort(-logits)[:2])
-                curves[name].append(hits)
+                    probabilities.append(1 / (1 + np.exp(-logits[label])))
+                curves[name].append(hits[:10])
+                chances[name].append(probabilities)
+            order = np.argsort(-np.asarray(heat).ravel(), kind="stable")
+            blurred = scipy.ndimage.gaussian_filter(image, (5, 5, 0), truncate=1, mode="nearest")
+            pixels, probabilities = blurred.reshape(-1, 3), []
+            for step in range(11):
+                pixels[order[: int(4096 * (step / 10))]] = image.reshape(-1, 3)[order[: int(4096 * (step / 10))]]
+                logits = forward(model, params, pixels.reshape(64, 64, 3))[0]
+                probabilities.append(1 / (1 + np.exp(-logits[label])))
+            chances["insertion"].append(probabilities)
     for name, hits in curves.items():
         expected = np.mean(hits, axis=0)
         np.testing.assert_allclose(summary.curves[f"{name} accuracy"][:10], expected, atol=1e-12)
         assert summary.figures[f"{name} AUC"].value == pytest.approx(metrics.area_under_curve(expected))
         assert summary.figures["clean accuracy"].value == pytest.approx(100 * expected[0])
+    for name, values in chances.items():
+        np.testing.assert_allclose(summary.curves[f"{name} probability"], np.mean(values, axis=0), atol=1e-4)
+    means = {name: np.mean(values, axis=0) for name, values in chances.items()}
+    areas = {
+        "positive AUC, probability": means["positive"][:10],
+        "negative AUC, probability": means["negative"][:10],
+        "deletion": means["positive"],
+        "insertion": means["insertion"],
+    }
+    for name, values in areas.items():
+        assert summary.figures[name].value == pytest.approx(metrics.area_under_curve(values), abs=0.01)
     insertion = summary.curves["insertion accuracy"]
     assert insertion[-1] == summary.curves["positive accuracy"][0]  # the whole image again
 
 
 def test_sanity_draws_the_parameters_from_the_head_down(small, tmp_path):
-    model, params = small
-    summary = evaluate.sanity(*small, DigitDataset(3), tmp_path / "a", method="saliency", batch_size=2, seed=4)
+    model = lrp_jax.ViT(dataclasses.replace(small[0].config, depth=2))
+    params = jax.jit(model.init)(jax.random.key(1), jnp.zeros((64, 64, 3), jnp.float32))["params"]
+    params = jax.tree.map(lambda p: np.asarray(p * 3), params)  # of numpy, as safetensors gives them
+    run = (model, params, DigitDataset(3), tmp_path / "a")
+    summary = evaluate.sanity(*run, method="saliency", batch_size=2, seed=4)
     scenes = lrp_jax.datasets.digit_scenes(3, seed=1)
     drawn = jax.jit(model.init)(jax.random.key(4), jnp.zeros((64, 64, 3), jnp.float32))["params"]
     head = params | {"head": drawn["head"], "norm": drawn["norm"]}
-    stages = {"head": head, "block 0": head | {"blocks": drawn["blocks"]}, "embeddings": drawn}
+    last = jax.tree.map(lambda old, new: np.stack([old[0], new[1]]), params["blocks"], drawn["blocks"])
+    stages = {"head": head, "block 1": head | {"blocks": last}, "block 0": head | {"blocks": drawn["blocks"]}}
+    stages["embeddings"] = drawn
     logits = np.array([forward(model, params, image)[0] for image in scenes.images])
     targets = np.argsort(-logits, axis=1)[:, :2]
     before = lrp_jax.explain(model, params, scenes.images, targets, method="saliency").relevance
@@ -125,7 +156,7 @@ def test_sanity_draws_the_parameters_from_the_head_down(small, tmp_path):
         after = lrp_jax.explain(model, mixed, scenes.images, targets, method="saliency").relevance
         expected = metrics.spearman(before[:, 0], after[:, 0]).mean()
         assert summary.figures[f"correlation after {name}"].value == pytest.approx(expected, abs=1e-3)
-    assert len(summary.figures) == 5
+    assert len(summary.figures) == 6
     agnostic = evaluate.sanity(*small, DigitDataset(2), tmp_path / "b", method="raw_attention", batch_size=2)
     assert agnostic.figures["correlation of two classes"].value == pytest.approx(1)
     assert agnostic.figures["correlation after head"].value == pytest.approx(1)
@@ -168,26 +199,63 @@ def test_an_interrupted_run_goes_on(small, tmp_path):
 
 
 def test_only_what_is_classified_right(small, tmp_path):
-    every = evaluate.perturbation(*small, DigitDataset(12), tmp_path / "a", method="raw_attention", batch_size=6)
-    right = sum(all(line["clean"]) for line in lines(tmp_path / "a"))
-    assert 0 < every.figures["clean accuracy"].value < 100
-    if right:
-        some = evaluate.perturbation(
-            *small, DigitDataset(12), tmp_path / "a", method="raw_attention", batch_size=6, correct_only=True
-        )
-        assert some.images == right
-        assert some.figures["clean accuracy"].value == 100
+    model, params = small
+    missed = DigitDataset(12)
+    order = {i: np.argsort(-forward(model, params, missed.sample(i).image)[0]) for i in range(12)}
+
+    class HalfRight(DigitDataset):
+        def sample(self, i):
+            return super().sample(i)._replace(labels=order[i][:2] if i % 2 else order[i][-2:])
+
+    run = {"method": "raw_attention", "batch_size": 6}
+    every = evaluate.perturbation(*small, HalfRight(12), tmp_path, **run)
+    assert every.figures["clean accuracy"].value == 50
+    some = evaluate.perturbation(*small, HalfRight(12), tmp_path, **run, correct_only=True)
+    assert (some.images, some.figures["clean accuracy"].value) == (6, 100)
+    assert (
+        some.curves["positive accuracy"][-1]
+        == np.mean([line["hits"]["positive"] for line in lines(tmp_path)[1::2]], axis=(0, 1))[-1]
+    )
+
+    order = {i: ranked[::-1] if i % 2 else ranked for i, ranked in order.items()}
+    with pytest.raises(ValueError, match="0 of 12 were skipped, none is classified right"):
+        evaluate.perturbation(*small, HalfRight(12), tmp_path / "none", **run, correct_only=True)
+
+
+@pytest.mark.parametrize("change", ["labels", "images", "lines"])
+def test_results_of_other_images_are_not_taken(single, imagenet, tmp_path, change):
+    path, _, _ = imagenet
+    config, run = single[0].config, {"method": "raw_attention", "batch_size": 2}
+
+    def dataset():
+        return ImageNetFolder(path / "val", config, images=4)
+
+    def interrupt(done, _):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.sanity(*single, dataset(), tmp_path / "run", **run, progress=interrupt)
+    if change == "labels":
+        (path / "val" / "n02123045").rename(path / "val" / "n02123394")
+        message = "holds a run of other settings .*dataset"
+    elif change == "images":
+        results = tmp_path / "run" / "results.jsonl"
+        results.write_text(results.read_text().replace("_1.JPEG", "_7.JPEG"))
+        message = "holds results of other images"
     else:
-        with pytest.raises(ValueError, match="no image could be evaluated"):
-            evaluate.perturbation(
-                *small, DigitDataset(12), tmp_path / "a", method="raw_attention", batch_size=6, correct_only=True
-            )
+        results = tmp_path / "run" / "results.jsonl"
+        results.write_text(results.read_text() * 3)
+        message = "holds results of other images"
+    with pytest.raises(ValueError, match=message):
+        evaluate.sanity(*single, dataset(), tmp_path / "run", **run)
 
 
 def test_bad_settings_leave_no_folder(small, tmp_path):
     for arguments, message in (
         ({"method": "gradcam"}, "method must be one of"),
         ({"options": {"rules": "lrp"}}, "rules must be one of"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"explained": "both"}, "explained must be one of predicted, true; got 'both'"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -222,6 +290,15 @@ def test_faults_are_skipped_and_named(single, masked, tmp_path):
     assert "the mask has (5, 5) pixels, its picture (30, 23)" in summary.skipped["3.png"]
     assert [line["image"] for line in lines(tmp_path / "run")] == [f"{i}.png" for i in range(5)]
     assert "clean accuracy" not in summary.figures
+
+    # A whole batch of them, and nothing else.
+    for i in range(4):
+        (masked / "images" / f"{i}.png").write_bytes(b"no picture")
+    dataset = MaskFolder(masked, single[0].config)
+    assert evaluate.segmentation(*single, dataset, tmp_path / "batches", batch_size=2).images == 1
+    (masked / "images" / "4.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"5 of 5 were skipped, the first because .*0\.png is not a picture"):
+        evaluate.segmentation(*single, dataset, tmp_path / "all", batch_size=2)
 
     (masked / "masks" / "2.png").unlink()
     with pytest.raises(ValueError, match="holds no mask of 2"):
@@ -276,6 +353,14 @@ def test_what_a_protocol_needs_is_named(single, imagenet, masked, tmp_path):
         evaluate.segmentation(*single, ImageNetFolder(imagenet[0] / "val", config), tmp_path / "a")
     with pytest.raises(ValueError, match="perturbation needs labels"):
         evaluate.perturbation(*single, MaskFolder(masked, config), tmp_path / "b")
+    with pytest.raises(ValueError, match="segmentation needs labels here"):
+        evaluate.segmentation(*single, MaskFolder(masked, config), tmp_path / "c", correct_only=True)
+    config = lrp_jax.ViTConfig(image_size=64, patch_size=16, width=8, depth=1, num_heads=2, mlp_dim=8, num_classes=3)
+    model = lrp_jax.ViT(config)
+    params = jax.jit(model.init)(jax.random.key(1), jnp.zeros(config.image_shape, jnp.float32))["params"]
+    with pytest.raises(ValueError, match=r"has the classes .*, the model 0 to 2"):
+        evaluate.perturbation(model, params, DigitDataset(2), tmp_path / "d", method="raw_attention")
+    assert not any((tmp_path / name).exists() for name in "abcd")
 
 
 def test_imagenet_folders(single, imagenet):
@@ -354,6 +439,7 @@ def test_command_line(single, imagenet, tmp_path, monkeypatch, capsys):
     for more, message in (
         (["--dataset", "none"], "none: No such file or directory"),
         (["--dataset", "empty"], "holds no folders"),
+        (["--dataset", "digits", "--model", "demo", "--crop"], "--labels and --crop are for folders"),
         (["--dataset", "digits"], "--dataset digits is for models of digit scenes"),
         (["--start-layer", "1"], "takes no options; got 'start_layer'"),
         (["--explained", "true"], "holds a run of other settings (explained 'predicted', not 'true')"),
@@ -365,7 +451,9 @@ def test_command_line(single, imagenet, tmp_path, monkeypatch, capsys):
 def test_tables_of_an_imagenet_folder(single, imagenet, masked, tmp_path, capsys):
     """The script's path to the real tables, end to end, and again from what it wrote."""
     path, _, _ = imagenet
-    lrp_jax.save(tmp_path / "vit.safetensors", *single)
+    model = lrp_jax.ViT(dataclasses.replace(single[0].config, depth=2))
+    params = jax.jit(model.init)(jax.random.key(1), jnp.zeros(model.config.image_shape, jnp.float32))["params"]
+    lrp_jax.save(tmp_path / "vit.safetensors", model, params)
     write_gtsegs(tmp_path / "gtsegs_ijcv.mat", masked)
     tables = runpy.run_path(str(Path(__file__).parent.parent / "scripts" / "reproduce_tables.py"))["main"]
     words = ["--model", tmp_path / "vit.safetensors", "--imagenet", path / "val", "--output", tmp_path / "tables"]

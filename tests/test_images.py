@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 import lrp_jax
+from lrp_jax import images
 from lrp_jax.images import crop
 
 
@@ -172,3 +173,29 @@ def test_panel(pixels):
     assert shown.height > 224
     with pytest.raises(ValueError, match="for 1 captions"):
         lrp_jax.panel(image, np.zeros((2, 4, 4)), ["one"])
+
+
+def test_masks_are_above_zero(tmp_path):
+    """Of 16 bits, of a palette, on transparent ground, of one bit: wherever there is anything."""
+    expected = np.zeros((6, 8), bool)
+    expected[:, 4:] = True
+    pixels = expected.astype(np.uint8)
+    palette = Image.fromarray(pixels, "P")
+    palette.putpalette([0, 0, 0, 0, 0, 3])
+    strokes = np.stack([np.full_like(pixels, 255)] * 3 + [255 * pixels], axis=-1)
+    opaque = np.stack([255 * pixels] * 3 + [np.full_like(pixels, 255)], axis=-1)
+    masks = {
+        "grey": Image.fromarray(pixels),
+        "deep": Image.fromarray(pixels.astype(np.uint16)),
+        "palette": palette,
+        "strokes": Image.fromarray(strokes),
+        "opaque": Image.fromarray(opaque),
+        "colour": Image.fromarray(np.stack([0 * pixels, 0 * pixels, pixels], axis=-1)),
+        "bit": Image.fromarray(expected),
+    }
+    for name, mask in masks.items():
+        mask.save(tmp_path / f"{name}.png")
+        np.testing.assert_array_equal(np.asarray(images.read_mask(tmp_path / f"{name}.png")), expected, err_msg=name)
+    (tmp_path / "bit.png").write_bytes(b"no mask")
+    with pytest.raises(ValueError, match="not a picture of a known format"):
+        images.read_mask(tmp_path / "bit.png")

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import relative_error
+from PIL import Image
 from test_attribution import CASES, small_images, small_model
 
 import lrp_jax
@@ -111,6 +112,24 @@ def test_rollouts_start_from_the_readout(readout):
         np.testing.assert_allclose(relevance, expected[prefix:], rtol=1e-10)
 
 
+def test_a_single_block_of_a_pooling_model_is_the_last():
+    """No other block has a row that the head reads."""
+    model, params = small_model(readout="attention", prefix_tokens=0)
+    signals = lrp_jax.attention_signals(model, params, small_images(1))
+    last = jnp.maximum(signals.gradient * signals.relevance, 0)[0, 0, -1].mean(axis=0)[0]
+    relevance = lrp_jax.explain(model, params, small_images(1), method="single_block").relevance
+    np.testing.assert_allclose(relevance.ravel(), last, atol=1e-12)
+    with pytest.raises(ValueError, match="block must be the last, 3, of a model that pools by attention; got 1"):
+        lrp_jax.explain(model, params, small_images(1), method="single_block", block=1)
+
+
+def test_occlusion_of_an_image_one_patch_high():
+    model, params = small_model(image_size=(4, 16))
+    relevance = lrp_jax.explain(model, params, small_images(1)[:, :4], method="occlusion").relevance
+    assert relevance.shape == (1, 1, 4, 16)
+    chex.assert_tree_all_finite(relevance)
+
+
 def logit(model, params, target):
     return jax.jit(lambda image: model.forward(params, image, None, lrp_jax.GRADIENT)[0][target])
 
@@ -180,9 +199,17 @@ def test_rise_is_a_loop_over_masks(score):
 
 def test_rise_masks_are_as_defined():
     masks = jax.vmap(lambda key: rise_mask(key, (21, 30), 5, 0.3))(jax.random.split(jax.random.key(0), 4000))
-    assert masks.min() >= 0
-    assert masks.max() <= 1
     np.testing.assert_allclose(masks.mean(axis=0), 0.3, atol=0.03)
+    # Each is its grid, enlarged by Pillow, from any corner within the first cell on.
+    corners = set()
+    for key in jax.random.split(jax.random.key(1), 30):
+        grid = np.asarray(jax.random.bernoulli(jax.random.split(key)[0], 0.3, (5, 5)), np.float32)
+        large = np.asarray(Image.fromarray(grid).resize((6 * 6, 6 * 5), Image.Resampling.BILINEAR))
+        mask = rise_mask(key, (21, 30), 5, 0.3)
+        found = [c for c in np.ndindex(5, 6) if np.allclose(large[c[0] :, c[1] :][:21, :30], mask, atol=1e-5)]
+        assert found
+        corners.add(found[0])
+    assert len(corners) > 10
 
 
 def test_a_method_of_ones_own():
