@@ -103,7 +103,7 @@ def _loaded(path: str | os.PathLike[str]) -> Image.Image:
             raise ValueError(f"{path} is not a picture of a known format.") from error
         except Image.DecompressionBombError as error:
             raise ValueError(f"{path} is too large a picture: {error}") from error
-        except (OSError, RuntimeError, SyntaxError, ValueError) as error:  # of Pillow's many readers
+        except Exception as error:  # Pillow's many readers raise nearly any
             raise ValueError(f"{path} is a damaged picture: {error}") from error
     return image
 

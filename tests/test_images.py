@@ -77,6 +77,10 @@ def test_unreadable_files(tmp_path, pixels):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
         with pytest.raises(ValueError, match=rf"cut\.{suffix} is (a damaged|not a) picture"):
             lrp_jax.read_image(path)
+    header = b"Image type: 0 1 image\r\nImage size (x*y): 2.5*2\r\nFile size (no of images): 1\r\n"  # IM; TypeError
+    (tmp_path / "half.im").write_bytes(header.ljust(511, b"\0") + b"\x1a")
+    with pytest.raises(ValueError, match=r"half\.im is a damaged picture"):
+        lrp_jax.read_image(tmp_path / "half.im")
     Image.fromarray(np.ones((2, 2), np.float32)).save(tmp_path / "float.tif")
     with pytest.raises(ValueError, match=r"float\.tif has floating-point pixels"):
         lrp_jax.read_image(tmp_path / "float.tif")
