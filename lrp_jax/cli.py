@@ -60,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0, everything asked for was done; 1, some images could not be explained (they are named on
-        standard error), or the device failed; 2, the command was wrong and nothing was done; 130, interrupted.
+        standard error), or the device failed; 2, the command was wrong and nothing was done, or no image could be
+        evaluated; 130, interrupted.
     """
     options = _parser().parse_args(arguments)
     try:
@@ -336,6 +337,7 @@ def _evaluate_command(options: argparse.Namespace) -> int:
     if options.protocol == "perturbation":
         settings["explained"] = options.explained
         needs("matplotlib.figure", extra="evaluate")  # now, not at the end
+    begun = (folder / "settings.json").exists()
     columns = (TextColumn(options.protocol), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("", total=len(dataset))
@@ -354,13 +356,17 @@ def _evaluate_command(options: argparse.Namespace) -> int:
     if summary.curves:
         evaluate.draw_curves(summary, folder / "curves.png")
     maps = folder / "maps.png"
-    if not maps.exists():
+    if not begun or not maps.exists():
         evaluate.draw_maps(model, params, dataset, maps, method=options.method, options=settings["options"])
     print(f"{summary.images} images, {options.method}: {folder}")
     for image, reason in summary.skipped.items():
         print(f"lrp-jax: skipped: {image}: {reason}", file=sys.stderr)
     if summary.skipped:
-        print(f"lrp-jax: {len(summary.skipped)} of {len(dataset)} images were skipped.", file=sys.stderr)
+        print(
+            f"lrp-jax: {len(summary.skipped)} of {len(dataset)} images were skipped; to try them again, give another "
+            "--output.",
+            file=sys.stderr,
+        )
     return _FAILED if summary.skipped else 0
 
 

@@ -242,8 +242,10 @@ class ImageNetSegmentation(_Pictures):
             self.file = needs("h5py", extra="evaluate").File(self.path, "r")
             self.images, self.masks = self.file["value/img"], self.file["value/gt"]
             self.numbers = self._spaced(len(self.images))
-        except (OSError, KeyError) as error:
+        except (OSError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is not the HDF5 file of ImageNet-Segmentation: {error}") from error
+        if not self.numbers:
+            raise ValueError(f"{path} holds no images.")
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -336,7 +338,10 @@ class ImageNetFolder(_Pictures):
 
     def _by_file(self, labels: Path) -> list[tuple[Path, int]]:
         pictures, known = pictures_in(self.path), self._classes()
-        rows = [line.replace(",", " ").split() for line in labels.read_text().splitlines() if line.strip()]
+        try:
+            rows = [line.replace(",", " ").split() for line in labels.read_text().splitlines() if line.strip()]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{labels} is no text: {error}") from error
         if rows and all(len(row) == 1 and row[0].isdecimal() for row in rows):
             if len(rows) != len(pictures):
                 raise ValueError(f"{labels} has {len(rows)} labels, {self.path} holds {len(pictures)} pictures.")
@@ -370,10 +375,12 @@ class ImageNetFolder(_Pictures):
 
 def _development_kit(path: Path) -> dict[int, str]:
     """The synset of each number in the labels of ImageNet's development kit."""
-    table = needs("scipy.io", extra="evaluate").loadmat(path, squeeze_me=True)
-    if "synsets" not in table:
-        raise ValueError(f"{path} holds no synsets: it is not the development kit's.")
-    return {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in table["synsets"]}
+    loadmat = needs("scipy.io", extra="evaluate").loadmat
+    with open(path, "rb") as file:
+        try:
+            return {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in loadmat(file, squeeze_me=True)["synsets"]}
+        except Exception as error:  # the reader raises nearly any
+            raise ValueError(f"{path} is not the development kit's: {error}") from error
 
 
 def imagenet_classes() -> list[tuple[str, str]]:

@@ -34,6 +34,7 @@ from lrp_jax.files import needs, replacing
 from lrp_jax.images import heatmaps, panel
 from lrp_jax.methods import METHODS
 from lrp_jax.propagation import forward
+from lrp_jax.rules import RULES, Rules
 from lrp_jax.vit import Params, ViT
 
 Record = dict[str, Any]
@@ -415,6 +416,11 @@ def _settings(
         raise ValueError(f"{dataset.name} has {dataset.labels_per_image} classes an image, the model one in all.")
     one = jax.ShapeDtypeStruct((1, *model.config.image_shape), jnp.float32)
     jax.eval_shape(partial(explain, model, method=method, **options), params, one)  # the method's word on its options
+    rules = options.get("rules")
+    if isinstance(rules, Rules) and RULES.get(rules.name, rules) != rules:
+        raise ValueError(
+            f"rules are recorded by name, and {rules.name!r} names others: give yours a name of their own."
+        )
     digest = hashlib.sha256(repr(model.config).encode())
     for path, value in jax.tree_util.tree_leaves_with_path(params):
         digest.update(jax.tree_util.keystr(path).encode() + np.asarray(value).tobytes())
@@ -449,12 +455,14 @@ def _run(
     lines = _resumed(folder, settings, dataset)
     needed = {"segmentation": ["masks"], "perturbation": ["labels"]}.get(settings["protocol"], [])
     size, total = settings["batch_size"], len(dataset)
+    if correct_only and any(line.get("clean", ()) is None for line in lines):
+        raise ValueError(_needs(settings, dataset, "labels"))
     progress(len(lines), total)
     for start, batch, errors in _batches(dataset, range(len(lines), total, size), size):
         for sample in filter(None, batch):
             for name in needed + ["labels"] * correct_only:
                 if getattr(sample, name) is None:
-                    raise ValueError(f"{settings['protocol']} needs {name} here, {dataset.name} has none.")
+                    raise ValueError(_needs(settings, dataset, name))
             if sample.labels is not None and not 0 <= min(sample.labels) <= max(sample.labels) < classes:
                 raise ValueError(f"{dataset.name} has the classes {sample.labels}, the model 0 to {classes - 1}.")
         found = jax.tree.map(np.asarray, measure(*_stacked(dataset, batch, size)) if any(batch) else {})
@@ -466,6 +474,10 @@ def _run(
         lines += new
         progress(len(lines), total)
     return _summed_up(folder, settings, lines, values, figures, names, correct_only, curves)
+
+
+def _needs(settings: Mapping[str, Any], dataset: Dataset, name: str) -> str:
+    return f"{settings['protocol']} needs {name} here, {dataset.name} has none."
 
 
 def _record(found: Mapping[str, Any], b: int, sample: Sample) -> Record:
@@ -496,20 +508,21 @@ def _resumed(folder: Path, settings: Mapping[str, Any], dataset: Dataset) -> lis
         if results.exists():
             raise ValueError(f"{folder} holds results without settings.json: give another folder.")
         return []
-    text = results.read_text() if results.exists() else ""
     try:
-        before = json.loads(known.read_text())
+        before = dict(json.loads(known.read_text()))
+        text = results.read_text() if results.exists() else ""
         lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-    except ValueError as error:
+        images = [line["image"] for line in lines]
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder} holds damaged results ({error}): give another folder.") from error
     changed = [k for k in settings if before.get(k) != settings[k]]
     if changed:
         was = ", ".join(f"{k} {before.get(k)!r}, not {settings[k]!r}" for k in changed)
         raise ValueError(f"{folder} holds a run of other settings ({was}): give it another folder.")
+    if images != [dataset.key(i) for i in range(min(len(images), len(dataset)))]:
+        raise ValueError(f"{folder} holds results of other images: give another folder.")
     if len(lines) < len(dataset):
         lines = lines[: len(lines) // settings["batch_size"] * settings["batch_size"]]
-    if [line["image"] for line in lines] != [dataset.key(i) for i in range(min(len(lines), len(dataset)))]:
-        raise ValueError(f"{folder} holds results of other images: give another folder.")
     if _json_lines(lines) != text:
         with replacing(results) as temporary:
             temporary.write_text(_json_lines(lines))
@@ -566,7 +579,11 @@ def _summed_up(
     kept = [line for line in lines if "skipped" not in line and (not correct_only or all(line["clean"] or [False]))]
     if not kept:
         why = f"{len(skipped)} of {len(lines)} were skipped"
-        why += f", the first because {next(iter(skipped.values()))}" if skipped else ", none is classified right"
+        why += (
+            f", the first because {next(iter(skipped.values())).rstrip('.')}"
+            if skipped
+            else ", none is classified right"
+        )
         raise ValueError(f"no image is left to evaluate: {why}.")
     table = np.array([values(line) for line in kept])
     mean = table.mean(axis=0)

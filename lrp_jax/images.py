@@ -82,11 +82,16 @@ def read_mask(path: str | os.PathLike[str]) -> Image.Image:
 
     Raises:
         OSError: there is no such file, or it cannot be read.
-        ValueError: it is no picture, or is truncated or damaged.
+        ValueError: it is no picture, is truncated or damaged, or is CMYK, YCbCr, LAB or HSV.
     """
-    pixels = np.atleast_3d(np.asarray(_loaded(path)))
-    colours = pixels.shape[-1] - (pixels.shape[-1] in (2, 4))
-    mask = (pixels[..., :colours] > 0).any(axis=-1) & (pixels[..., colours:] > 0).all(axis=-1)
+    stored = _loaded(path)
+    if stored.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+        raise ValueError(f"{path} is a mask of mode {stored.mode}, expected grey, RGB, or a palette.")
+    alpha = "A" in stored.mode
+    pixels = np.atleast_3d(np.asarray(stored))[..., : -1 if alpha else None]
+    mask = (pixels > 0).any(axis=-1)
+    if stored.has_transparency_data:
+        mask &= np.asarray(stored.convert("RGBA"))[..., 3] > 0
     return Image.fromarray(mask)
 
 

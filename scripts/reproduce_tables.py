@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import lrp_jax
 from lrp_jax import evaluate
-from lrp_jax.datasets import Dataset, DigitDataset, ImageNetFolder, ImageNetSegmentation
+from lrp_jax.datasets import SCENE_SIZE, Dataset, DigitDataset, ImageNetFolder, ImageNetSegmentation
 from lrp_jax.evaluate import Summary
 
 
@@ -89,11 +89,11 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if (options.imagenet is None) != (options.segmentation is None):
         parser.error("--imagenet and --segmentation go together; without them, digit scenes are used.")
-    if min(options.images or 1, options.sanity_images, options.batch_size) < 1:
+    if min(1 if options.images is None else options.images, options.sanity_images, options.batch_size) < 1:
         parser.error("--images, --sanity-images and --batch-size must be at least 1.")
     model, params = lrp_jax.load(options.model)
     config = model.config
-    if options.imagenet is None and config.num_classes != 10:
+    if options.imagenet is None and (config.image_shape, config.num_classes) != ((SCENE_SIZE, SCENE_SIZE, 3), 10):
         parser.error("digit scenes are for models of them, such as 'demo': give --imagenet and --segmentation.")
 
     def pictures(images: int | None) -> Dataset:
@@ -152,7 +152,8 @@ def main(arguments: list[str] | None = None) -> None:
     print_table(f"Table 2: segmentation, {len(masked)} images", ["method", *kinds, *more], rows)
 
     rows = []
-    for row in asked(ABLATIONS):
+    ablations = [row for row in asked(ABLATIONS) if config.readout != "attention" or "block" not in row.options]
+    for row in ablations:  # of a model that pools by attention, no block but the last has a row that is read
         segmented = run(evaluate.segmentation, row, masked)
         removed = run(evaluate.perturbation, row, perturbed, explained="predicted")
         rows.append([row.title, *(cell(segmented, k) for k in kinds)])

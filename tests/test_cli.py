@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -223,3 +224,15 @@ def test_convert(tmp_path, monkeypatch, capsys):
     assert "resampled from 4 x 4 to 6 x 4" in capsys.readouterr().out
     config = lrp_jax.load("vit.safetensors")[0].config
     assert (config.gelu, config.grid) == ("tanh", (6, 4))
+
+
+@pytest.mark.parametrize("message", ["RESOURCE_EXHAUSTED: Out of memory", "INTERNAL: no device"])
+def test_the_device_fails(monkeypatch, capsys, message):
+    def fail(*_):
+        raise jax.errors.JaxRuntimeError(message)
+
+    monkeypatch.setattr(cli, "load", fail)
+    assert cli.main(["explain"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"lrp-jax: error: {message}")
+    assert ("--batch-size" in error) == ("memory" in message)

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import runpy
+import shutil
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -251,6 +253,39 @@ def test_results_of_other_images_are_not_taken(single, imagenet, tmp_path, chang
         evaluate.sanity(*single, dataset(), tmp_path / "run", **run)
 
 
+def test_damaged_results_are_not_taken(single, masked, tmp_path):
+    run = partial(evaluate.segmentation, *single, MaskFolder(masked, single[0].config), tmp_path, batch_size=2)
+    run(method="raw_attention")
+    whole = {name: (tmp_path / name).read_bytes() for name in ("settings.json", "results.jsonl")}
+    for name, text in (
+        ("settings.json", b"{"),
+        ("settings.json", b"[1]"),
+        ("results.jsonl", b"{}\n"),
+        ("results.jsonl", b"1\n"),
+        ("results.jsonl", b"{\n"),
+        ("results.jsonl", b"\xff\n"),
+    ):
+        (tmp_path / name).write_bytes(text)
+        with pytest.raises(ValueError, match="holds damaged results"):
+            run(method="raw_attention")
+        assert (tmp_path / name).read_bytes() == text
+        (tmp_path / name).write_bytes(whole[name])
+    with pytest.raises(ValueError, match="segmentation needs labels here"):
+        run(method="raw_attention", correct_only=True)
+    (tmp_path / "settings.json").unlink()
+    with pytest.raises(ValueError, match=r"holds results without settings\.json"):
+        run(method="raw_attention")
+
+
+def test_rules_of_one_name_are_not_mixed_up(single, masked, tmp_path):
+    run = partial(evaluate.segmentation, *single, MaskFolder(masked, single[0].config), tmp_path, batch_size=2)
+    own = dataclasses.replace(lrp_jax.CHEFER, add=lrp_jax.BASELINE.add)
+    with pytest.raises(ValueError, match="'chefer' names others"):
+        run(options={"rules": own})
+    named = run(options={"rules": dataclasses.replace(own, name="mixed")})
+    assert named.settings["options"]["rules"] == "mixed"
+
+
 def test_bad_settings_leave_no_folder(small, tmp_path):
     for arguments, message in (
         ({"method": "gradcam"}, "method must be one of"),
@@ -276,7 +311,8 @@ def masked(tmp_path):
         Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(tmp_path / "masked" / "images" / f"{i}.png")
         mask = np.zeros(size, np.uint8)
         mask[5:15, 10:25] = 255
-        Image.fromarray(mask).save(tmp_path / "masked" / "masks" / f"{i}.png")
+        stored = mask.astype(np.uint16) // 255 if i == 0 else mask  # one of 16 bits
+        Image.fromarray(stored).save(tmp_path / "masked" / "masks" / f"{i}.png")
     return tmp_path / "masked"
 
 
@@ -312,7 +348,7 @@ def write_gtsegs(path, masked):
         images, masks = (file.create_dataset(f"value/{name}", (5, 1), dtype=reference) for name in ("img", "gt"))
         for i in range(5):
             pixels = np.asarray(Image.open(masked / "images" / f"{i}.png"))
-            mask = np.asarray(Image.open(masked / "masks" / f"{i}.png")) // 255
+            mask = (np.asarray(Image.open(masked / "masks" / f"{i}.png")) > 0).astype(np.uint8)
             images[i, 0] = file.create_dataset(f"refs/image{i}", data=pixels.transpose(2, 1, 0)).ref
             cell = file.create_dataset(f"refs/cell{i}", (1, 1), dtype=reference)
             cell[0, 0] = file.create_dataset(f"refs/mask{i}", data=mask.T).ref
@@ -393,9 +429,28 @@ def test_imagenet_folders(single, imagenet):
     np.testing.assert_array_equal(cropped, lrp_jax.preprocess(picture, config))
     assert np.abs(squashed - cropped).max() > 0.01
 
+    for text, message in (
+        (b"", "is not the development kit's"),
+        (b"noise" * 100, "is not the development kit's"),
+        (None, "No such file"),
+    ):
+        (path / "kit" / "meta.mat").unlink()
+        if text is not None:
+            (path / "kit" / "meta.mat").write_bytes(text)
+        with pytest.raises((ValueError, FileNotFoundError), match=rf"{message}.*meta\.mat|meta\.mat {message}"):
+            ImageNetFolder(path / "flat", config, labels=path / "kit" / "truth.txt")
+    (path / "kit" / "truth.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"truth\.txt is no text"):
+        ImageNetFolder(path / "flat", config, labels=path / "kit" / "truth.txt")
+
 
 def test_other_folders_are_classes_in_order(imagenet):
     path, _, _ = imagenet
+    for folder in ("2", "10"):
+        (path / "numbered" / folder).mkdir(parents=True)
+        shutil.copy(path / "flat" / "ILSVRC2012_val_0.JPEG", path / "numbered" / folder / "a.JPEG")
+    dataset = ImageNetFolder(path / "numbered", lrp_jax.ViTConfig(image_size=16, patch_size=8, num_classes=2))
+    assert [(dataset.key(i), int(dataset.sample(i).labels[0])) for i in range(2)] == [("2/a.JPEG", 0), ("10/a.JPEG", 1)]
     for count, names in ((3, ()), (3, ("b", "n01440764", "n02123045"))):
         config = lrp_jax.ViTConfig(image_size=16, patch_size=8, num_classes=count, class_names=names)
         assert int(ImageNetFolder(path / "val", config).sample(0).labels[0]) == 0
@@ -435,6 +490,11 @@ def test_command_line(single, imagenet, tmp_path, monkeypatch, capsys):
         assert picture.height > 4 * 224  # the first four that can be read
     with Image.open(folder / "curves.png") as picture:
         assert picture.width > 800
+    # What another run left is drawn anew.
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "maps.png").write_bytes(b"old")
+    assert cli.main([*words, "--images", "2", "--output", "used"]) == 1
+    Image.open("used/maps.png").close()
     (tmp_path / "empty").mkdir()
     for more, message in (
         (["--dataset", "none"], "none: No such file or directory"),

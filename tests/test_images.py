@@ -200,6 +200,15 @@ def test_masks_are_above_zero(tmp_path):
     for name, mask in masks.items():
         mask.save(tmp_path / f"{name}.png")
         np.testing.assert_array_equal(np.asarray(images.read_mask(tmp_path / f"{name}.png")), expected, err_msg=name)
+    for mode, index in (("P", 0), ("L", 1)):  # an index or a grey that stands for nothing
+        ground = Image.fromarray(np.where(expected, 2, index).astype(np.uint8), mode)
+        if mode == "P":
+            ground.putpalette(range(9))
+        ground.save(tmp_path / "ground.png", transparency=index)
+        np.testing.assert_array_equal(np.asarray(images.read_mask(tmp_path / "ground.png")), expected)
+    Image.fromarray(opaque, "CMYK").save(tmp_path / "ink.tif")
+    with pytest.raises(ValueError, match=r"ink\.tif is a mask of mode CMYK"):
+        images.read_mask(tmp_path / "ink.tif")
     (tmp_path / "bit.png").write_bytes(b"no mask")
     with pytest.raises(ValueError, match="not a picture of a known format"):
         images.read_mask(tmp_path / "bit.png")
