@@ -32,7 +32,6 @@ from lrp_jax.attribution import explain
 from lrp_jax.checkpoint import load, save
 from lrp_jax.convert import FAMILIES, PREPROCESSING, convert_with_summary
 from lrp_jax.datasets import (
-    SCENE_SIZE,
     Dataset,
     DigitDataset,
     ImageNetFolder,
@@ -40,6 +39,7 @@ from lrp_jax.datasets import (
     MaskFolder,
     imagenet_classes,
     pictures_in,
+    sees_scenes,
 )
 from lrp_jax.files import needs, replacing
 from lrp_jax.images import crop, panel, preprocess, read_image
@@ -372,7 +372,7 @@ def _evaluate_command(options: argparse.Namespace) -> int:
 
 def _dataset(options: argparse.Namespace, config: ViTConfig) -> Dataset:
     if options.dataset == "digits":
-        if config.image_shape != (SCENE_SIZE, SCENE_SIZE, 3) or config.num_classes != 10:
+        if not sees_scenes(config):
             raise ValueError("--dataset digits is for models of digit scenes, such as 'demo'; give another --dataset.")
         if options.protocol != "segmentation" and (options.labels or options.crop):
             raise ValueError("--labels and --crop are for folders of pictures; give a --dataset.")

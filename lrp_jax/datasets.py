@@ -155,6 +155,11 @@ class DigitDataset:
         return Sample(*_digit_scene(i, self.seed, self.split))
 
 
+def sees_scenes(config: ViTConfig) -> bool:
+    """Whether a model takes digit scenes and has their ten classes."""
+    return config.image_shape == (SCENE_SIZE, SCENE_SIZE, 3) and config.num_classes == 10
+
+
 class _Pictures:
     """What datasets of pictures share: a picture is resized to the model's size, cropped or not."""
 

@@ -18,7 +18,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -144,9 +144,8 @@ def segmentation(
 
     names = ["pixel accuracy", "mIoU", "mAP", "mF1", "share on target", "clean accuracy"]
     settings = _settings("segmentation", model, params, dataset, method, options, batch_size)
-    return _run(
-        dataset, folder, settings, model.config.num_classes, measure, values, figures, names, correct_only, progress
-    )
+    sums = _Sums(names, values, figures)
+    return _run(dataset, folder, settings, model.config.num_classes, measure, sums, correct_only, progress)
 
 
 def perturbation(
@@ -260,19 +259,8 @@ def perturbation(
     ]
     settings = _settings("perturbation", model, params, dataset, method, options, batch_size) | {"explained": explained}
     curves = [f"{name} {kind}" for kind in ("accuracy", "probability") for name in _SERIES]
-    return _run(
-        dataset,
-        folder,
-        settings,
-        model.config.num_classes,
-        measure,
-        values,
-        figures,
-        names,
-        correct_only,
-        progress,
-        curves,
-    )
+    sums = _Sums(names, values, figures, curves)
+    return _run(dataset, folder, settings, model.config.num_classes, measure, sums, correct_only, progress)
 
 
 def sanity(
@@ -354,18 +342,8 @@ def sanity(
 
     names = ["correlation of two classes", *(f"correlation after {stage}" for stage in stages), "clean accuracy"]
     settings = _settings("sanity", model, params, dataset, method, options, batch_size) | {"seed": seed}
-    return _run(
-        dataset,
-        folder,
-        settings,
-        model.config.num_classes,
-        measure,
-        values,
-        lambda means: means,
-        names,
-        correct_only,
-        progress,
-    )
+    sums = _Sums(names, values, lambda means: means)
+    return _run(dataset, folder, settings, model.config.num_classes, measure, sums, correct_only, progress)
 
 
 def _hits(logits: Array, labels: Array) -> Array:
@@ -437,18 +415,31 @@ def _settings(
     }
 
 
+class _Sums(NamedTuple):
+    """How a protocol's figures come from its records.
+
+    Attributes:
+        names: of the figures.
+        values: the numbers of a record that are averaged over the images.
+        figures: what of their means ``[..., values]`` is reported, ``[..., names]``.
+        curves: names of the curves that the means are made of, if they are curves.
+    """
+
+    names: Sequence[str]
+    values: Callable[[Record], list[float]]
+    figures: Callable[[np.ndarray], np.ndarray]
+    curves: Sequence[str] = ()
+
+
 def _run(
     dataset: Dataset,
     folder: str | os.PathLike[str],
     settings: Mapping[str, Any],
     classes: int,
     measure: Callable[[np.ndarray, np.ndarray, np.ndarray], Mapping[str, Any]],
-    values: Callable[[Record], list[float]],
-    figures: Callable[[np.ndarray], np.ndarray],
-    names: Sequence[str],
+    sums: _Sums,
     correct_only: bool,
     progress: Callable[[int, int], None],
-    curves: Sequence[str] = (),
 ) -> Summary:
     """Evaluate the images that a folder has no results of, and sum up."""
     folder = Path(folder)
@@ -456,13 +447,13 @@ def _run(
     needed = {"segmentation": ["masks"], "perturbation": ["labels"]}.get(settings["protocol"], [])
     size, total = settings["batch_size"], len(dataset)
     if correct_only and any(line.get("clean", ()) is None for line in lines):
-        raise ValueError(_needs(settings, dataset, "labels"))
+        raise ValueError(_lacks(settings, dataset, "labels"))
     progress(len(lines), total)
     for start, batch, errors in _batches(dataset, range(len(lines), total, size), size):
         for sample in filter(None, batch):
             for name in needed + ["labels"] * correct_only:
                 if getattr(sample, name) is None:
-                    raise ValueError(_needs(settings, dataset, name))
+                    raise ValueError(_lacks(settings, dataset, name))
             if sample.labels is not None and not 0 <= min(sample.labels) <= max(sample.labels) < classes:
                 raise ValueError(f"{dataset.name} has the classes {sample.labels}, the model 0 to {classes - 1}.")
         found = jax.tree.map(np.asarray, measure(*_stacked(dataset, batch, size)) if any(batch) else {})
@@ -473,10 +464,10 @@ def _run(
         _append(folder, settings, new)
         lines += new
         progress(len(lines), total)
-    return _summed_up(folder, settings, lines, values, figures, names, correct_only, curves)
+    return _summed_up(folder, settings, lines, sums, correct_only)
 
 
-def _needs(settings: Mapping[str, Any], dataset: Dataset, name: str) -> str:
+def _lacks(settings: Mapping[str, Any], dataset: Dataset, name: str) -> str:
     return f"{settings['protocol']} needs {name} here, {dataset.name} has none."
 
 
@@ -569,31 +560,24 @@ def _summed_up(
     folder: Path,
     settings: Mapping[str, Any],
     lines: Sequence[Record],
-    values: Callable[[Record], list[float]],
-    figures: Callable[[np.ndarray], np.ndarray],
-    names: Sequence[str],
+    sums: _Sums,
     correct_only: bool,
-    curves: Sequence[str],
 ) -> Summary:
     skipped = {line["image"]: line["skipped"] for line in lines if "skipped" in line}
     kept = [line for line in lines if "skipped" not in line and (not correct_only or all(line["clean"] or [False]))]
     if not kept:
-        why = f"{len(skipped)} of {len(lines)} were skipped"
-        why += (
-            f", the first because {next(iter(skipped.values())).rstrip('.')}"
-            if skipped
-            else ", none is classified right"
-        )
-        raise ValueError(f"no image is left to evaluate: {why}.")
-    table = np.array([values(line) for line in kept])
+        first = next(iter(skipped.values()), "").rstrip(".")
+        why = f"the first because {first}" if skipped else "none is classified right"
+        raise ValueError(f"no image is left to evaluate: {len(skipped)} of {len(lines)} were skipped, {why}.")
+    table = np.array([sums.values(line) for line in kept])
     mean = table.mean(axis=0)
-    ends = metrics.bootstrap_interval(figures, table)
+    ends = metrics.bootstrap_interval(sums.figures, table)
     found = {
         name: Figure(*map(float, triple))
-        for name, *triple in zip(names, figures(mean), *ends, strict=True)
+        for name, *triple in zip(sums.names, sums.figures(mean), *ends, strict=True)
         if not np.isnan(triple[0])
     }
-    drawn = dict(zip(curves, mean.reshape(len(curves), -1).tolist(), strict=True)) if curves else {}
+    drawn = dict(zip(sums.curves, mean.reshape(len(sums.curves), -1).tolist(), strict=True)) if sums.curves else {}
     summary = Summary({**settings, "correct_only": correct_only}, found, drawn, len(kept), skipped)
     with replacing(folder / "summary.json") as temporary:
         temporary.write_text(json.dumps(dataclasses.asdict(summary), indent=1) + "\n")

@@ -308,8 +308,7 @@ def single_block(
     """
     if not isinstance(gradient, bool):
         raise ValueError(f"gradient must be True or False, got {gradient!r}.")
-    _check_block(model, params, image, negative=True, block=block)
-    layers = number_of_layers(model, params, image)
+    layers = _check_block(model, params, image, negative=True, block=block)
     if model.readout is None and block not in (-1, layers - 1):
         raise ValueError(f"block must be the last, {layers - 1}, of a model that pools by attention; got {block}.")
     if gradient:
@@ -638,12 +637,14 @@ def _weighted_sum(function: Callable[[Array], Array], inputs: Array, weights: np
     return jax.lax.scan(step, jnp.zeros(shape.shape, shape.dtype), (inputs, jnp.asarray(weights)))[0]
 
 
-def _check_block(model: Model, params: Params, image: Array, *, negative: bool = False, **option: Any) -> None:
+def _check_block(model: Model, params: Params, image: Array, *, negative: bool = False, **option: Any) -> int:
+    """The number of blocks, after a look at an option that is one of them."""
     ((name, value),) = option.items()
     layers = number_of_layers(model, params, image)
     lowest = -layers if negative else 0
     if not _is_integer(value) or not lowest <= value < layers:
         raise ValueError(f"{name} must be a block, {lowest} to {layers - 1}; got {value!r}.")
+    return layers
 
 
 def _check_counts(**options: Any) -> None:

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import lrp_jax
 from lrp_jax import evaluate
-from lrp_jax.datasets import SCENE_SIZE, Dataset, DigitDataset, ImageNetFolder, ImageNetSegmentation
+from lrp_jax.datasets import Dataset, DigitDataset, ImageNetFolder, ImageNetSegmentation, sees_scenes
 from lrp_jax.evaluate import Summary
 
 
@@ -93,7 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("--images, --sanity-images and --batch-size must be at least 1.")
     model, params = lrp_jax.load(options.model)
     config = model.config
-    if options.imagenet is None and (config.image_shape, config.num_classes) != ((SCENE_SIZE, SCENE_SIZE, 3), 10):
+    if options.imagenet is None and not sees_scenes(config):
         parser.error("digit scenes are for models of them, such as 'demo': give --imagenet and --segmentation.")
 
     def pictures(images: int | None) -> Dataset:

@@ -23,6 +23,11 @@ from lrp_jax.datasets import DigitDataset, ImageNetFolder, ImageNetSegmentation,
 from lrp_jax.propagation import forward
 
 
+def drawn(model, seed=1):
+    """Random parameters."""
+    return jax.jit(model.init)(jax.random.key(seed), jnp.zeros(model.config.image_shape, jnp.float32))["params"]
+
+
 @pytest.fixture(scope="module")
 def small():
     """A model of digit scenes with random weights, so that it errs."""
@@ -30,8 +35,7 @@ def small():
         image_size=64, patch_size=16, width=8, depth=1, num_heads=2, mlp_dim=8, num_classes=10, multi_label=True
     )
     model = lrp_jax.ViT(config)
-    params = jax.jit(model.init)(jax.random.key(1), jnp.zeros(config.image_shape, jnp.float32))["params"]
-    return model, jax.tree.map(lambda p: p * 3, params)
+    return model, jax.tree.map(lambda p: p * 3, drawn(model))
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +43,7 @@ def single():
     """A model of one label, 1,000 classes, of 16 x 24 pixels."""
     config = lrp_jax.ViTConfig(image_size=(16, 24), patch_size=8, width=8, depth=1, num_heads=2, mlp_dim=8)
     model = lrp_jax.ViT(config)
-    return model, jax.jit(model.init)(jax.random.key(1), jnp.zeros(config.image_shape, jnp.float32))["params"]
+    return model, drawn(model)
 
 
 def lines(folder):
@@ -139,16 +143,15 @@ def test_perturbation_is_a_loop_over_images(small, tmp_path, explained):
 
 def test_sanity_draws_the_parameters_from_the_head_down(small, tmp_path):
     model = lrp_jax.ViT(dataclasses.replace(small[0].config, depth=2))
-    params = jax.jit(model.init)(jax.random.key(1), jnp.zeros((64, 64, 3), jnp.float32))["params"]
-    params = jax.tree.map(lambda p: np.asarray(p * 3), params)  # of numpy, as safetensors gives them
+    params = jax.tree.map(lambda p: np.asarray(p * 3), drawn(model))  # of numpy, as safetensors gives them
     run = (model, params, DigitDataset(3), tmp_path / "a")
     summary = evaluate.sanity(*run, method="saliency", batch_size=2, seed=4)
     scenes = lrp_jax.datasets.digit_scenes(3, seed=1)
-    drawn = jax.jit(model.init)(jax.random.key(4), jnp.zeros((64, 64, 3), jnp.float32))["params"]
-    head = params | {"head": drawn["head"], "norm": drawn["norm"]}
-    last = jax.tree.map(lambda old, new: np.stack([old[0], new[1]]), params["blocks"], drawn["blocks"])
-    stages = {"head": head, "block 1": head | {"blocks": last}, "block 0": head | {"blocks": drawn["blocks"]}}
-    stages["embeddings"] = drawn
+    new = drawn(model, seed=4)
+    head = params | {"head": new["head"], "norm": new["norm"]}
+    last = jax.tree.map(lambda old, new: np.stack([old[0], new[1]]), params["blocks"], new["blocks"])
+    stages = {"head": head, "block 1": head | {"blocks": last}, "block 0": head | {"blocks": new["blocks"]}}
+    stages["embeddings"] = new
     logits = np.array([forward(model, params, image)[0] for image in scenes.images])
     targets = np.argsort(-logits, axis=1)[:, :2]
     before = lrp_jax.explain(model, params, scenes.images, targets, method="saliency").relevance
@@ -241,13 +244,10 @@ def test_results_of_other_images_are_not_taken(single, imagenet, tmp_path, chang
     if change == "labels":
         (path / "val" / "n02123045").rename(path / "val" / "n02123394")
         message = "holds a run of other settings .*dataset"
-    elif change == "images":
-        results = tmp_path / "run" / "results.jsonl"
-        results.write_text(results.read_text().replace("_1.JPEG", "_7.JPEG"))
-        message = "holds results of other images"
     else:
         results = tmp_path / "run" / "results.jsonl"
-        results.write_text(results.read_text() * 3)
+        text = results.read_text()
+        results.write_text(text.replace("_1.JPEG", "_7.JPEG") if change == "images" else text * 3)
         message = "holds results of other images"
     with pytest.raises(ValueError, match=message):
         evaluate.sanity(*single, dataset(), tmp_path / "run", **run)
@@ -393,9 +393,8 @@ def test_what_a_protocol_needs_is_named(single, imagenet, masked, tmp_path):
         evaluate.segmentation(*single, MaskFolder(masked, config), tmp_path / "c", correct_only=True)
     config = lrp_jax.ViTConfig(image_size=64, patch_size=16, width=8, depth=1, num_heads=2, mlp_dim=8, num_classes=3)
     model = lrp_jax.ViT(config)
-    params = jax.jit(model.init)(jax.random.key(1), jnp.zeros(config.image_shape, jnp.float32))["params"]
     with pytest.raises(ValueError, match=r"has the classes .*, the model 0 to 2"):
-        evaluate.perturbation(model, params, DigitDataset(2), tmp_path / "d", method="raw_attention")
+        evaluate.perturbation(model, drawn(model), DigitDataset(2), tmp_path / "d", method="raw_attention")
     assert not any((tmp_path / name).exists() for name in "abcd")
 
 
@@ -512,8 +511,7 @@ def test_tables_of_an_imagenet_folder(single, imagenet, masked, tmp_path, capsys
     """The script's path to the real tables, end to end, and again from what it wrote."""
     path, _, _ = imagenet
     model = lrp_jax.ViT(dataclasses.replace(single[0].config, depth=2))
-    params = jax.jit(model.init)(jax.random.key(1), jnp.zeros(model.config.image_shape, jnp.float32))["params"]
-    lrp_jax.save(tmp_path / "vit.safetensors", model, params)
+    lrp_jax.save(tmp_path / "vit.safetensors", model, drawn(model))
     write_gtsegs(tmp_path / "gtsegs_ijcv.mat", masked)
     tables = runpy.run_path(str(Path(__file__).parent.parent / "scripts" / "reproduce_tables.py"))["main"]
     words = ["--model", tmp_path / "vit.safetensors", "--imagenet", path / "val", "--output", tmp_path / "tables"]
