@@ -14,7 +14,7 @@ from lrp_jax.checkpoint import load, save
 from lrp_jax.convert import convert
 from lrp_jax.images import heatmaps, overlay, panel, preprocess, read_image
 from lrp_jax.methods import METHODS, Method
-from lrp_jax.propagation import Model
+from lrp_jax.model import Model
 from lrp_jax.rules import BASELINE, CHEFER, GRADIENT, RULES, Rules, stable
 from lrp_jax.vit import ViT, ViTConfig
 

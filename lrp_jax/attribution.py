@@ -21,7 +21,8 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from lrp_jax.methods import METHODS, Method
-from lrp_jax.propagation import Model, Params, forward, signals
+from lrp_jax.model import Model, Params, forward
+from lrp_jax.propagation import signals
 from lrp_jax.rules import Rules
 
 
@@ -32,7 +33,7 @@ class Explanation:
 
     Attributes:
         logits: ``[B, C]``.
-        targets: int ``[B, K]``, the classes explained.
+        targets: int ``[B, K]``, the classes explained; float ``[B, K, C]``, weights of the logits.
         relevance: ``[B, K, rows, cols]``: patch grid for token methods, image grid for pixel methods.
     """
 
@@ -52,7 +53,7 @@ class AttentionSignals:
 
     Attributes:
         logits: ``[B, C]``.
-        targets: int ``[B, K]``, the classes explained.
+        targets: int ``[B, K]``, the classes explained; float ``[B, K, C]``, weights of the logits.
         attention: probabilities ``[B, L, h, N, N]``.
         gradient: of each target's logit by the attention, ``[B, K, L, h, N, N]``.
         relevance: of each target at the attention, ``[B, K, L, h, N, N]``.
@@ -76,20 +77,22 @@ def explain(
 ) -> Explanation:
     """Explain why a model gives images their classes.
 
-    Pure and jitted (model, method and options are static); works inside the caller's ``jit`` and ``vmap``.
+    Pure and jitted (model, method and options are static); works inside the caller's ``jit``, ``vmap`` and ``grad``.
     There, values cannot be checked: a target out of range then gets a map of zeros.
 
     Args:
         model: the model.
         params: its parameters.
         images: float32 or float64 ``[B, H, W, channels]``, normalised for the model.
-        targets: class indices ``[B]``, or ``[B, K]`` for K classes an image, which share the forward pass;
-            None: the predicted class, K = 1.
+        targets: class indices ``[B]``, or ``[B, K]`` for K classes an image, which share the forward pass; float
+            ``[B, K, C]`` for any direction of the output, weights of the logits whose sum is explained: 1 at a and -1
+            at b for what speaks for a rather than b, -1 for the other side of a single output; None: the predicted
+            class, K = 1.
         method: a name in :data:`METHODS`.
         **options: the method's own, hashable: see its function in :mod:`lrp_jax.methods`.
 
     Returns:
-        Logits ``[B, C]``, targets ``[B, K]`` and relevance ``[B, K, rows, cols]``.
+        Logits ``[B, C]``, the targets and relevance ``[B, K, rows, cols]``.
 
     Raises:
         ValueError: the method or an option is unknown, or an argument has the wrong rank, dtype, shape or value.
@@ -123,7 +126,7 @@ def attention_signals(
         model: the model.
         params: its parameters.
         images: float32 or float64 ``[B, H, W, channels]``, normalised for the model.
-        targets: class indices ``[B]`` or ``[B, K]``; None: the predicted class, K = 1.
+        targets: as of :func:`explain`.
         rules: of the relevance, a name in :data:`lrp_jax.rules.RULES` or a rule set.
 
     Returns:
@@ -163,33 +166,56 @@ def _attention_signals(
 
 
 def _check(model: Model, params: Params, images: ArrayLike, targets: ArrayLike | None) -> tuple[Array, Array | None]:
-    """The arguments as arrays ``[B, H, W, channels]`` and ``[B, K]``, or a ValueError."""
-    images = jnp.asarray(images)
+    """The arguments as arrays ``[B, H, W, channels]`` and ``[B, K]`` or ``[B, K, C]``, or a ValueError."""
+    images = _as_array("images", images)
     if images.ndim != 4:
         raise ValueError(f"images must be [B, H, W, channels], got the shape {images.shape}.")
     if images.dtype not in (jnp.float32, jnp.float64):
         raise ValueError(
             f"images must be float32 or float64, normalised for the model (lrp_jax.preprocess), got {images.dtype}."
         )
-    with jax.ensure_compile_time_eval():  # a known array is checked inside the caller's jit as well
-        if _is_concrete(images) and not jnp.isfinite(images).all():
-            raise ValueError("images must be finite, got NaN or infinite pixels.")
+    if not _all(jnp.isfinite, images):
+        raise ValueError("images must be finite, got NaN or infinite pixels.")
     if targets is None:
-        return images, None
-    targets = jnp.asarray(targets)
-    if not jnp.issubdtype(targets.dtype, jnp.integer):
-        raise ValueError(f"targets must be class indices (integers), got {targets.dtype}.")
-    if targets.ndim not in (1, 2) or len(targets) != len(images) or targets.size == 0:
+        return jnp.asarray(images), None
+    targets = _as_array("targets", targets)
+    integers = jnp.issubdtype(targets.dtype, jnp.integer)
+    ranks = (1, 2) if integers else (3,) if jnp.issubdtype(targets.dtype, jnp.floating) else ()
+    if targets.ndim not in ranks:
         raise ValueError(
-            f"targets must be [B] or [B, K] for {len(images)} images, K at least 1; got the shape {targets.shape}."
+            "targets must be class indices, integers [B] or [B, K], or weights of the logits, floats [B, K, C]; got "
+            f"{targets.dtype} of the shape {targets.shape}."
         )
-    image = jax.ShapeDtypeStruct(images.shape[1:], images.dtype)
+    if len(targets) != len(images) or targets.size == 0:
+        raise ValueError(
+            f"targets must be [B], [B, K] or [B, K, C] for {len(images)} images, K at least 1; got the shape "
+            f"{targets.shape}."
+        )
+    image = jax.ShapeDtypeStruct(images.shape[1:], jax.dtypes.canonicalize_dtype(images.dtype))
     classes = forward.eval_shape(model, params, image)[0].shape[0]
-    with jax.ensure_compile_time_eval():
-        if _is_concrete(targets) and not ((targets >= 0) & (targets < classes)).all():
+    if integers:
+        if not _all(lambda t: (t >= 0) & (t < classes), targets):
             raise ValueError(f"targets must be class indices 0 to {classes - 1}, got {np.asarray(targets).tolist()}.")
-    return images, targets[:, None] if targets.ndim == 1 else targets
+        return jnp.asarray(images), jnp.asarray(targets.reshape(len(targets), -1))
+    if targets.shape[2] != classes:
+        raise ValueError(f"weights of the logits must be [B, K, {classes}], got the shape {targets.shape}.")
+    if not _all(jnp.isfinite, targets):
+        raise ValueError("weights of the logits must be finite, got NaN or infinite values.")
+    return jnp.asarray(images), jnp.asarray(targets)
 
 
-def _is_concrete(x: Array) -> bool:
-    return not isinstance(x, jax.core.Tracer)
+def _as_array(name: str, value: ArrayLike) -> Array | np.ndarray:
+    """An array; by NumPy where it is not JAX's already, as NumPy keeps integers that are too large for JAX."""
+    try:
+        is_jax = any(isinstance(leaf, Array) for leaf in jax.tree.leaves(value))
+        return jnp.asarray(value) if is_jax else np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be an array, got {type(value).__name__}: {error}") from error
+
+
+def _all(holds: Callable[[Any], Any], x: Array | np.ndarray) -> bool:
+    """Whether it holds of every value; of the traced, which have none yet, it is taken for granted."""
+    if isinstance(x, jax.core.Tracer):
+        return True
+    with jax.ensure_compile_time_eval():  # a known array is checked inside the caller's jit as well
+        return bool(np.asarray(holds(x)).all())

@@ -44,7 +44,7 @@ from lrp_jax.datasets import (
 from lrp_jax.files import needs, replacing
 from lrp_jax.images import crop, panel, preprocess, read_image
 from lrp_jax.methods import METHODS
-from lrp_jax.propagation import forward
+from lrp_jax.model import forward
 from lrp_jax.vit import Params, ViT, ViTConfig
 
 _EXAMPLES = Path(__file__).parent / "data" / "examples"
@@ -102,6 +102,14 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--top-k", type=_positive, metavar="K", help="explain the K most probable classes (default: 2, if it has two)"
     )
+    command.add_argument(
+        "--contrast",
+        action="append",
+        nargs=2,
+        metavar=("A", "B"),
+        help="explain what speaks for class A rather than class B; may be given several times",
+    )
+    command.add_argument("--negate", action="store_true", help="explain what speaks against each of these instead")
     _add_method(command)
     command.add_argument(
         "--output", type=Path, default=Path("lrp_jax_maps"), metavar="FOLDER", help="(default: %(default)s)"
@@ -268,7 +276,9 @@ def _explain_command(options: argparse.Namespace) -> int:
         raise ValueError(f"--output must be a folder, {options.output} is a file.")
     options.output.mkdir(parents=True, exist_ok=True)
 
-    table = Table("image", "class", "probability", "panel", box=None, pad_edge=False)
+    score = "probability" if model.config.has_probabilities else "output"
+    score = "logit" if options.contrast or options.negate else score
+    table = Table("image", "class", score, "panel", box=None, pad_edge=False)
     skipped = []
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -352,7 +362,8 @@ def _evaluate_command(options: argparse.Namespace) -> int:
     if dataset.labels_per_image > 1:
         print(f"An image has {dataset.labels_per_image} labels: a hit is a label among as many of the largest logits.")
     if "clean accuracy" not in summary.figures:
-        print("The dataset has no labels: no clean accuracy.")
+        why = "The model has one output" if model.config.num_classes == 1 else "The dataset has no labels"
+        print(f"{why}: no clean accuracy.")
     if summary.curves:
         evaluate.draw_curves(summary, folder / "curves.png")
     maps = folder / "maps.png"
@@ -429,20 +440,38 @@ def _compiled(model: ViT, options: argparse.Namespace) -> Callable[[Params, Arra
     """The function from parameters and images to what is written for them."""
     config = model.config
     settings = _method_options(options)
-    asked = options.target and np.array(list(dict.fromkeys(_class_index(word, config) for word in options.target)))
+    classes = list(dict.fromkeys(_class_index(word, config) for word in options.target or ()))
+    contrasts = [[_class_index(word, config) for word in words] for words in options.contrast or ()]
+    for (first, second), words in zip(contrasts, options.contrast or (), strict=True):
+        if first == second:
+            raise ValueError(f"--contrast must name two classes, got {words[0]!r} and {words[1]!r}.")
     count = options.top_k or min(2, config.num_classes)
     if count > config.num_classes:
         raise ValueError(f"--top-k must be at most the model's {config.num_classes} classes, got {count}.")
+    one_hot = np.eye(config.num_classes, dtype=np.float32)
+    sign = -1 if options.negate else 1
+    differences = [one_hot[first] - one_hot[second] for first, second in contrasts]
+
+    def targets_of(params: Params, images: Array) -> Array:
+        """Classes ``[B, K]``, or where there are other directions, weights of the logits ``[B, K, C]``."""
+        if classes or (contrasts and not options.top_k):
+            targets = jnp.broadcast_to(jnp.asarray(classes, jnp.int32), (len(images), len(classes)))
+        else:
+            logits, _ = jax.vmap(partial(forward, model, params))(images)
+            _, targets = jax.lax.top_k(logits, count)
+        if not contrasts and not options.negate:
+            return targets
+        others = jnp.broadcast_to(
+            jnp.asarray(differences, jnp.float32).reshape(-1, config.num_classes),
+            (len(images), len(differences), config.num_classes),
+        )
+        return sign * jnp.concatenate([jax.nn.one_hot(targets, config.num_classes, dtype=jnp.float32), others], axis=1)
 
     @jax.jit
     def run(params: Params, images: Array) -> dict[str, Array]:
-        if asked is None:
-            logits, _ = jax.vmap(partial(forward, model, params))(images)
-            _, targets = jax.lax.top_k(logits, count)
-        else:
-            targets = jnp.broadcast_to(asked, (len(images), len(asked)))
-        explanation = explain(model, params, images, targets, method=options.method, **settings)
-        return dataclasses.asdict(explanation) | {"probabilities": config.probabilities(explanation.logits)}
+        explanation = explain(model, params, images, targets_of(params, images), method=options.method, **settings)
+        chances = {"probabilities": config.probabilities(explanation.logits)} if config.has_probabilities else {}
+        return dataclasses.asdict(explanation) | chances
 
     return run
 
@@ -455,16 +484,15 @@ def _print_table(table: Table) -> None:
 def _write(
     path: Path, picture: Image.Image, result: dict[str, np.ndarray], config: ViTConfig, *, npz: bool
 ) -> list[tuple[str, str]]:
-    """Write the panel (and the raw maps) of one picture; the class and the probability of each map."""
-    names = [config.class_name(k) for k in result["targets"]]
-    chances = result["probabilities"][result["targets"]]
-    captions = [f"{name} {chance:.1%}" for name, chance in zip(names, chances, strict=True)]
+    """Write the panel (and the raw maps) of one picture; the name and the score of what each map explains."""
+    targets, logits = result["targets"], result["logits"]
+    captions = [config.caption(target, logits) for target in targets]
     with replacing(path) as temporary:
         panel(picture, result["relevance"], captions).save(temporary)
     if npz:
         with replacing(path.with_suffix(".npz")) as temporary:
             np.savez_compressed(temporary, allow_pickle=False, **result)
-    return [(name, f"{chance:.4f}") for name, chance in zip(names, chances, strict=True)]
+    return [(config.target_name(target), f"{config.target_score(target, logits):.4f}") for target in targets]
 
 
 def _pictures(arguments: Sequence[Path]) -> list[Path]:

@@ -33,7 +33,7 @@ from lrp_jax.datasets import Dataset, Sample
 from lrp_jax.files import needs, replacing
 from lrp_jax.images import heatmaps, panel
 from lrp_jax.methods import METHODS
-from lrp_jax.propagation import forward
+from lrp_jax.model import forward
 from lrp_jax.rules import RULES, Rules
 from lrp_jax.vit import Params, ViT
 
@@ -186,12 +186,16 @@ def perturbation(
         The summary, which is also written to the folder.
 
     Raises:
-        ValueError: the folder holds a run of other settings, or the dataset has no labels.
+        ValueError: the folder holds a run of other settings, the dataset has no labels, or the model has one output.
     """
     options = dict(options or {})
     if explained not in get_args(Explained):
         raise ValueError(f"explained must be one of {', '.join(get_args(Explained))}; got {explained!r}.")
     config = model.config
+    if config.num_classes == 1:
+        raise ValueError(
+            "perturbation measures accuracy and probability of a class, which mean nothing for a model of one output."
+        )
     removed = -jnp.asarray(config.mean, jnp.float32) / jnp.asarray(config.std, jnp.float32)
     counts = jnp.asarray([int(config.image_shape[0] * config.image_shape[1] * f) for f in FRACTIONS])
 
@@ -443,6 +447,8 @@ def _run(
 ) -> Summary:
     """Evaluate the images that a folder has no results of, and sum up."""
     folder = Path(folder)
+    if correct_only and classes == 1:
+        raise ValueError("correct_only means nothing for a model of one output: it classifies nothing.")
     lines = _resumed(folder, settings, dataset)
     needed = {"segmentation": ["masks"], "perturbation": ["labels"]}.get(settings["protocol"], [])
     size, total = settings["batch_size"], len(dataset)
@@ -458,7 +464,8 @@ def _run(
                 raise ValueError(f"{dataset.name} has the classes {sample.labels}, the model 0 to {classes - 1}.")
         found = jax.tree.map(np.asarray, measure(*_stacked(dataset, batch, size)) if any(batch) else {})
         new = [
-            {"image": dataset.key(start + b)} | (_record(found, b, sample) if sample else {"skipped": errors[b]})
+            {"image": dataset.key(start + b)}
+            | (_record(found, b, sample.labels is None or classes == 1) if sample else {"skipped": errors[b]})
             for b, sample in enumerate(batch)
         ]
         _append(folder, settings, new)
@@ -471,10 +478,10 @@ def _lacks(settings: Mapping[str, Any], dataset: Dataset, name: str) -> str:
     return f"{settings['protocol']} needs {name} here, {dataset.name} has none."
 
 
-def _record(found: Mapping[str, Any], b: int, sample: Sample) -> Record:
-    """What was found of image b of a batch."""
+def _record(found: Mapping[str, Any], b: int, unclassified: bool) -> Record:
+    """What was found of image b of a batch; where nothing says whether it is classified right, that is None."""
     record: Record = jax.tree.map(lambda values: values[b].tolist(), found)
-    return record if sample.labels is not None else record | {"clean": None}
+    return record | ({"clean": None} if unclassified else {})
 
 
 def _append(folder: Path, settings: Mapping[str, Any], lines: Sequence[Record]) -> None:
@@ -644,8 +651,7 @@ def draw_maps(
         e = explain(model, params, sample.image[None], targets, method=method, **dict(options or {}))
         pixels = (sample.image * np.asarray(config.std) + np.asarray(config.mean)).clip(0, 1) * 255
         picture = Image.fromarray(pixels.round().astype(np.uint8).squeeze())
-        chances = config.probabilities(e.logits[0])
-        captions = [f"{config.class_name(k)} {chances[k]:.1%}" for k in np.asarray(e.targets[0])]
+        captions = [config.caption(target, np.asarray(e.logits[0])) for target in np.asarray(e.targets[0])]
         rows.append(panel(picture, e.relevance[0], captions))
     out = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)))
     for b, row in enumerate(rows):

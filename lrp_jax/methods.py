@@ -1,9 +1,9 @@
 """The attribution methods, each a function of one image, registered in :data:`METHODS` by its name.
 
 A method is ``function(model, params, image, targets, *, options...)``: ``image`` is ``[H, W, channels]``, ``targets``
-int ``[K]`` or None for the predicted class. It returns logits ``[C]``, targets ``[K]`` and relevance
-``[K, rows, cols]``, on the grid of patches or of pixels. :func:`lrp_jax.explain` batches and jits it; options are
-static. To add one, decorate it with :func:`register`.
+int ``[K]``, float ``[K, C]`` (weights of the logits) or None for the predicted class. It returns logits ``[C]``, the
+targets and relevance ``[K, rows, cols]``, on the grid of patches or of pixels. :func:`lrp_jax.explain` batches and jits
+it; options are static. To add one, decorate it with :func:`register`.
 
 Letters: K targets, C classes, L blocks, h heads, N tokens. A attention, G and R its gradient and relevance for a
 target, ``x+ = max(x, 0)``; "the row" of a matrix ``[N, N]`` is what the head reads of it: the class token's, for a
@@ -24,16 +24,8 @@ import numpy as np
 from jax import Array
 
 from lrp_jax.metrics import unit_range
-from lrp_jax.propagation import (
-    Model,
-    Params,
-    at_attention,
-    at_pixels,
-    forward,
-    number_of_layers,
-    predicted,
-    signals,
-)
+from lrp_jax.model import Model, Params, forward, number_of_layers
+from lrp_jax.propagation import at_attention, at_pixels, directions, predicted, signals
 from lrp_jax.rules import GRADIENT, Rules
 
 Maps = tuple[Array, Array, Array]
@@ -119,7 +111,7 @@ def transformer_attribution(
         model: the model.
         params: its parameters.
         image: ``[H, W, channels]``.
-        targets: int ``[K]``, or None for the predicted class.
+        targets: int ``[K]``, float ``[K, C]``, or None for the predicted class.
         start_layer: s, the first block that enters the product: 0 in the paper's definition, 1 in its evaluation.
         rules: of the relevance, a name in :data:`lrp_jax.rules.RULES` or a rule set: ``"stable"``, the paper's but for
             divisions that float32 does not blur, or ``"chefer"``, the paper's to the letter.
@@ -143,7 +135,7 @@ def raw_attention(model: Model, params: Params, image: Array, targets: Array | N
         model: the model.
         params: its parameters.
         image: ``[H, W, channels]``.
-        targets: int ``[K]``, or None for the predicted class; the map is the same for all.
+        targets: int ``[K]``, float ``[K, C]``, or None for the predicted class; the map is the same for all.
 
     Returns:
         Logits, targets and relevance of one image.
@@ -163,7 +155,7 @@ def attention_rollout(
         model: the model.
         params: its parameters.
         image: ``[H, W, channels]``.
-        targets: int ``[K]``, or None for the predicted class; the map is the same for all.
+        targets: int ``[K]``, float ``[K, C]``, or None for the predicted class; the map is the same for all.
         start_layer: the first block that enters the product; 1 in the evaluation of Chefer et al.
 
     Returns:
@@ -189,14 +181,14 @@ def attention_gradcam(model: Model, params: Params, image: Array, targets: Array
         model: the model.
         params: its parameters.
         image: ``[H, W, channels]``.
-        targets: int ``[K]``, or None for the predicted class.
+        targets: int ``[K]``, float ``[K, C]``, or None for the predicted class.
 
     Returns:
         Logits, targets and relevance of one image.
     """
     logits, targets, attention, gradient = at_attention(model, params, image, targets, GRADIENT, -1)
     weight = _patches(_row(gradient[:, 0], model), model).mean(axis=(2, 3), keepdims=True)  # [K, h, 1, 1]
-    cam = jnp.maximum((weight * _patches(_row(attention[-1], model), model)).mean(axis=1), 0)
+    cam = jnp.maximum((weight * _patches(_row(attention[-1], model), model)[None]).mean(axis=1), 0)
     return logits, targets, unit_range(cam)
 
 
@@ -210,7 +202,7 @@ def partial_lrp(
         model: the model.
         params: its parameters.
         image: ``[H, W, channels]``.
-        targets: int ``[K]``, or None for the predicted class.
+        targets: int ``[K]``, float ``[K, C]``, or None for the predicted class.
         rules: of the relevance, a name in :data:`lrp_jax.rules.RULES` or a rule set.
 
     Returns:
@@ -232,7 +224,7 @@ def full_lrp(
         model: the model.
         params: its parameters.
         image: ``[H, W, channels]``.
-        targets: int ``[K]``, or None for the predicted class.
+        targets: int ``[K]``, float ``[K, C]``, or None for the predicted class.
         rules: of the relevance, a name in :data:`lrp_jax.rules.RULES` or a rule set.
 
     Returns:
@@ -261,7 +253,7 @@ def lrp_rollout(
         model: the model.
         params: its parameters.
         image: ``[H, W, channels]``.
-        targets: int ``[K]``, or None for the predicted class.
+        targets: int ``[K]``, float ``[K, C]``, or None for the predicted class.
         start_layer: the first block that enters the product.
         rules: of the relevance, a name in :data:`lrp_jax.rules.RULES` or a rule set. The ablation of the paper's
             table 3 has those of transformer attribution.
@@ -294,7 +286,7 @@ def single_block(
         model: the model.
         params: its parameters.
         image: ``[H, W, channels]``.
-        targets: int ``[K]``, or None for the predicted class.
+        targets: int ``[K]``, float ``[K, C]``, or None for the predicted class.
         block: which block; negative: counted from the end. The paper has 1 and the last.
         gradient: whether the relevance is multiplied by the gradient.
         rules: of the relevance, a name in :data:`lrp_jax.rules.RULES` or a rule set.
@@ -330,7 +322,7 @@ def saliency(model: Model, params: Params, image: Array, targets: Array | None) 
         model: the model.
         params: its parameters.
         image: ``[H, W, channels]``.
-        targets: int ``[K]``, or None for the predicted class.
+        targets: int ``[K]``, float ``[K, C]``, or None for the predicted class.
 
     Returns:
         Logits, targets and relevance of one image.
@@ -347,7 +339,7 @@ def input_x_gradient(model: Model, params: Params, image: Array, targets: Array 
         model: the model.
         params: its parameters.
         image: ``[H, W, channels]``.
-        targets: int ``[K]``, or None for the predicted class.
+        targets: int ``[K]``, float ``[K, C]``, or None for the predicted class.
 
     Returns:
         Logits, targets and relevance of one image.
@@ -377,7 +369,7 @@ def smoothgrad(
         model: the model.
         params: its parameters.
         image: ``[H, W, channels]``.
-        targets: int ``[K]``, or None for the predicted class.
+        targets: int ``[K]``, float ``[K, C]``, or None for the predicted class.
         samples: number of copies.
         noise: standard deviation of the noise, in parts of the image's range.
         seed: of the noise.
@@ -424,7 +416,7 @@ def integrated_gradients(
         model: the model.
         params: its parameters.
         image: ``[H, W, channels]``.
-        targets: int ``[K]``, or None for the predicted class.
+        targets: int ``[K]``, float ``[K, C]``, or None for the predicted class.
         steps: points of the quadrature.
         baseline: value of all pixels, or of each channel, in the normalised scale: 0 is the mean colour.
         chunk: how many points are run at once; memory grows with it.
@@ -469,7 +461,7 @@ def occlusion(
         model: the model.
         params: its parameters.
         image: ``[H, W, channels]``.
-        targets: int ``[K]``, or None for the predicted class.
+        targets: int ``[K]``, float ``[K, C]``, or None for the predicted class.
         window: edge of the window, or its rows and columns, in pixels; None: two patches, or the image.
         stride: step of the window, or its rows and columns, in pixels; None: one patch.
         baseline: what the window is filled with, one value or one for each channel, in the normalised scale: 0 is the
@@ -492,6 +484,7 @@ def occlusion(
     base = _colour(baseline, image)
     logits, _ = forward(model, params, image)
     targets = predicted(logits, targets)
+    weights = directions(targets, logits)
     # Windows that reach over the edge are cut there.
     starts = [np.arange(math.ceil((s - w) / d) + 1) * d for s, w, d in zip(size, window, stride, strict=True)]
     corners = np.stack(np.meshgrid(*starts, indexing="ij"), axis=-1).reshape(-1, 2)
@@ -500,13 +493,13 @@ def occlusion(
         rows, cols = (
             (jnp.arange(s) >= c) & (jnp.arange(s) < c + w) for s, c, w in zip(size, corner, window, strict=True)
         )
-        covered = rows[:, None] & cols
-        difference = (logits - forward(model, params, jnp.where(covered[..., None], base, image))[0])[targets]
+        covered = rows[:, None] & cols[None]
+        difference = weights @ (logits - forward(model, params, jnp.where(covered[..., None], base, image))[0])
         # The last map counts the windows.
-        return jnp.append(difference, jnp.ones((), logits.dtype))[:, None, None] * covered.astype(logits.dtype)
+        return jnp.append(difference, jnp.ones((), logits.dtype))[:, None, None] * covered[None].astype(logits.dtype)
 
     *falls, windows = _weighted_sum(fall, jnp.asarray(corners), np.ones(len(corners)), chunk)
-    return logits, targets, jnp.stack(falls) / windows
+    return logits, targets, jnp.stack(falls) / windows[None]
 
 
 @register(class_specific=True, resolution="pixel", reference="Petsiuk et al. 2018, equation 6")
@@ -532,7 +525,7 @@ def rise(
         model: the model.
         params: its parameters.
         image: ``[H, W, channels]``.
-        targets: int ``[K]``, or None for the predicted class.
+        targets: int ``[K]``, float ``[K, C]``, or None for the predicted class.
         masks: number of masks, the same for every image.
         cells: edge of the grid.
         keep: probability that a cell is kept.
@@ -554,12 +547,15 @@ def rise(
         raise ValueError(f"score must be one of {', '.join(get_args(Score))}; got {score!r}.")
     squash = {"logit": lambda x: x, "softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}[score]
     logits, _ = forward(model, params, image)
+    if score == "softmax" and logits.size == 1:
+        raise ValueError("score must be 'logit' or 'sigmoid' for a model of one output, whose softmax is always 1.")
     targets = predicted(logits, targets)
+    weights = directions(targets, logits)
 
     def weighted(i: Array) -> Array:
         mask = rise_mask(jax.random.fold_in(jax.random.key(seed), i), image.shape[:2], cells, keep).astype(image.dtype)
-        scores = squash(forward(model, params, image * mask[..., None])[0])[targets]
-        return scores[:, None, None] * mask
+        scores = weights @ squash(forward(model, params, image * mask[..., None])[0])
+        return scores[:, None, None] * mask[None]
 
     return logits, targets, _weighted_sum(weighted, jnp.arange(masks), np.full(masks, 1 / (masks * keep)), chunk)
 
@@ -668,11 +664,11 @@ def _pair(name: str, value: Any, default: tuple[int, int]) -> tuple[int, int]:
 
 
 def _colour(value: Any, image: Array) -> Array:
-    """``value``, a number or one for each channel, as an array that broadcasts to the image."""
+    """``value``, a number or one for each channel, as an array ``[1, 1, 1 or channels]``."""
     values = value if isinstance(value, tuple) else (value,)
     if len(values) not in (1, image.shape[-1]) or not all(_is_real(v) for v in values):
         raise ValueError(f"baseline must be 1 or {image.shape[-1]} finite numbers, got {value!r}.")
-    return jnp.asarray(values, image.dtype)
+    return jnp.asarray(values, image.dtype).reshape(1, 1, -1)
 
 
 def _is_integer(value: Any) -> bool:

@@ -16,7 +16,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from lrp_jax.files import needs
-from lrp_jax.propagation import Model, Params, forward
+from lrp_jax.model import Model, Params, forward
 
 
 class Counts(NamedTuple):

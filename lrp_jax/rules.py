@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -79,7 +79,7 @@ def _divide(r: Array, z: Array, magnitude: Array, epsilon: float) -> Array:
 
 def _dense(x: Array, kernel: Array, bias: Array | None) -> Array:
     y = x @ kernel
-    return y if bias is None else y + bias
+    return y if bias is None else y + jnp.broadcast_to(bias, y.shape)
 
 
 def _softmax(x: Array, scale: float) -> Array:
@@ -90,6 +90,7 @@ def _layer_norm(x: Array, scale: Array, bias: Array, epsilon: float) -> Array:
     mean = x.mean(axis=-1, keepdims=True)
     centred = x - mean
     variance = (centred * centred).mean(axis=-1, keepdims=True)
+    scale, bias = jnp.broadcast_to(scale, x.shape), jnp.broadcast_to(bias, x.shape)
     return centred * jax.lax.rsqrt(variance + epsilon) * scale + bias
 
 
@@ -123,7 +124,7 @@ _identity.defvjp(_identity_forward, _identity_backward)
 def _dense_and_residuals(x: Array, kernel: Array, bias: Array | None) -> tuple[Array, tuple[Array, ...]]:
     """``_dense``, and what its rules need of it: the bias takes no part."""
     product = x @ kernel
-    return (product if bias is None else product + bias), (x, kernel, product)
+    return (product if bias is None else product + jnp.broadcast_to(bias, product.shape)), (x, kernel, product)
 
 
 # dense, z-plus with both signs:
@@ -171,7 +172,8 @@ def _zb_patch_embed_backward(residuals: tuple[Array, ...], r: Array) -> tuple[Ar
     x, kernel, product = residuals
     lo, hi = x.min(), x.max()
     positive, negative = jnp.maximum(kernel, 0), jnp.minimum(kernel, 0)
-    s = r / (product - lo * positive.sum(axis=0) - hi * negative.sum(axis=0) + 1e-9)
+    least = lo * positive.sum(axis=0, keepdims=True) + hi * negative.sum(axis=0, keepdims=True)
+    s = r / (product - least + 1e-9)
     return x * (s @ kernel.T) - lo * (s @ positive.T) - hi * (s @ negative.T), None, None
 
 
@@ -308,7 +310,7 @@ def _proportional_mean_forward(epsilon: float, x: Array) -> tuple[Array, Array]:
 
 
 def _proportional_mean_backward(epsilon: float, x: Array, r: Array) -> tuple[Array]:
-    return (x * _divide(r, _mean(x), _mean(jnp.abs(x)), epsilon) / x.shape[0],)
+    return (x * _divide(r, _mean(x), _mean(jnp.abs(x)), epsilon)[None] / x.shape[0],)
 
 
 _proportional_mean.defvjp(_proportional_mean_forward, _proportional_mean_backward)
@@ -377,82 +379,3 @@ BASELINE = dataclasses.replace(CHEFER, name="baseline", dense=_baseline_dense, a
 
 #: Rule sets of relevance by name.
 RULES: dict[str, Rules] = {"chefer": CHEFER, "stable": stable(), "baseline": BASELINE}
-
-
-def with_gradient(rules: Rules) -> Rules:
-    """Rules that carry the gradient and relevance side by side, and compute every value once.
-
-    Run a model with them under ``jax.vmap`` over a leading axis of two equal examples, and differentiate: the first
-    of the two cotangents is the gradient, the second relevance by ``rules``. Two runs of the model give the same,
-    but XLA shares their forward pass only where it can see that they are equal, which it cannot through a loop.
-
-    Args:
-        rules: how the second cotangent is propagated.
-
-    Returns:
-        The rule set. Its operations raise a ValueError under any other innermost ``jax.vmap`` over activations.
-    """
-    names = [field.name for field in dataclasses.fields(Rules) if field.name != "name"]
-    operations = {name: partial(_paired, getattr(GRADIENT, name), getattr(rules, name)) for name in names}
-    return Rules(name=f"gradient and {rules.name}", **operations)
-
-
-def _paired(gradient: Callable[..., Array], rule: Callable[..., Array], *arguments: Any) -> Array:
-    """One operation, of arrays and of static arguments, of :func:`with_gradient`."""
-    is_array = [isinstance(argument, Array) for argument in arguments]
-
-    def of_arrays(operation: Callable[..., Array]) -> Callable[..., Array]:
-        return lambda *arrays: operation(*_merge(is_array, arrays, arguments))
-
-    gradient, rule = of_arrays(gradient), of_arrays(rule)
-    single = jax.custom_batching.custom_vmap(gradient)
-
-    @single.def_vmap
-    def double(size: int, paired: list[bool], *arrays: Array) -> tuple[Array, bool]:
-        if size != 2:
-            raise ValueError(f"gradient and relevance need jax.vmap over an axis of 2, got {size}.")
-        return _double(gradient, rule, tuple(paired), *arrays), True
-
-    return single(*(argument for argument in arguments if isinstance(argument, Array)))
-
-
-def _merge(choose: Sequence[bool], chosen: Iterable[Any], others: Iterable[Any]) -> list[Any]:
-    """The next of ``chosen`` where ``choose`` says so, and what is at that place of ``others`` elsewhere."""
-    upcoming = iter(chosen)
-    return [next(upcoming) if choice else other for choice, other in zip(choose, others, strict=True)]
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _double(
-    gradient: Callable[..., Array], rule: Callable[..., Array], paired: tuple[bool, ...], *arrays: Array
-) -> Array:
-    value = gradient(*(a[0] if p else a for a, p in zip(arrays, paired, strict=True)))
-    return jnp.broadcast_to(value, (2, *value.shape))
-
-
-def _double_forward(
-    gradient: Callable[..., Array], rule: Callable[..., Array], paired: tuple[bool, ...], *arrays: Array
-) -> tuple[Array, tuple[Callable[..., Any], tuple[Array, ...]]]:
-    arrays = tuple(a[0] if p else a for a, p in zip(arrays, paired, strict=True))
-    first = [a for a, p in zip(arrays, paired, strict=True) if p]
-    value, rule_vjp = jax.vjp(lambda *x: rule(*_merge(paired, x, arrays)), *first)
-    return jnp.broadcast_to(value, (2, *value.shape)), (rule_vjp, arrays)
-
-
-def _double_backward(
-    gradient: Callable[..., Array],
-    rule: Callable[..., Array],
-    paired: tuple[bool, ...],
-    residuals: tuple[Callable[..., Any], tuple[Array, ...]],
-    cotangents: Array,
-) -> tuple[Array | None, ...]:
-    rule_vjp, arrays = residuals
-    first = [a for a, p in zip(arrays, paired, strict=True) if p]
-    # Linearised here, not in the forward pass, which would keep every product twice: what the gradient needs of a
-    # product are its operands, and XLA drops the product.
-    _, gradient_vjp = jax.vjp(lambda *x: gradient(*_merge(paired, x, arrays)), *first)
-    pairs = zip(gradient_vjp(cotangents[0]), rule_vjp(cotangents[1]), strict=True)
-    return tuple(_merge(paired, map(jnp.stack, pairs), (None,) * len(paired)))
-
-
-_double.defvjp(_double_forward, _double_backward)

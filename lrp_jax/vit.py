@@ -8,6 +8,7 @@ queries before keys. There is no batch axis: ``jax.vmap`` gives it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from functools import partial
 from typing import Any, Literal, get_args
@@ -215,6 +216,11 @@ class ViTConfig:
         p_rows, p_cols = pair("patch_size", self.patch_size)
         return rows // p_rows, cols // p_cols
 
+    @property
+    def has_probabilities(self) -> bool:
+        """Whether logits stand for classes: a single output that is not multi-label is a number of its own."""
+        return self.num_classes > 1 or self.multi_label
+
     def probabilities(self, logits: ArrayLike) -> Array:
         """Of each class: a sigmoid of its logit if there are multiple labels, else the softmax.
 
@@ -223,12 +229,61 @@ class ViTConfig:
 
         Returns:
             ``[..., C]``.
+
+        Raises:
+            ValueError: the model has a single output, and it is not multi-label.
         """
+        if not self.has_probabilities:
+            raise ValueError("a single output has no probability, unless the model is multi_label.")
         return (jax.nn.sigmoid if self.multi_label else jax.nn.softmax)(jnp.asarray(logits))
 
     def class_name(self, index: int) -> str:
         """The name of a class, or its number where classes have no names."""
-        return self.class_names[index] if self.class_names else f"class {index}"
+        unnamed = f"class {index}" if self.has_probabilities else "output"
+        return self.class_names[index] if self.class_names else unnamed
+
+    def target_score(self, target: ArrayLike, logits: np.ndarray) -> float:
+        """The number that is shown of what is explained.
+
+        Args:
+            target: a class, int; or weights of the logits, float ``[C]``.
+            logits: ``[C]``.
+
+        Returns:
+            A class's probability; the output itself, if there is but one; of weights, the weighted sum of the logits.
+        """
+        if np.ndim(target):
+            return float(np.dot(np.asarray(target), logits))
+        return float((self.probabilities(logits) if self.has_probabilities else logits)[np.asarray(target)])
+
+    def caption(self, target: ArrayLike, logits: np.ndarray) -> str:
+        """Name and score of what is explained, see :meth:`target_name` and :meth:`target_score`."""
+        form = ".1%" if self.has_probabilities and not np.ndim(target) else ".4g"
+        return f"{self.target_name(target)} {self.target_score(target, logits):{form}}"
+
+    def target_name(self, target: ArrayLike) -> str:
+        """The name of what is explained.
+
+        Args:
+            target: a class, int; or weights of the logits, float ``[C]``.
+
+        Returns:
+            The class's name; of weights, that of the largest, and what it is set against.
+        """
+        weights = np.asarray(target)
+        if weights.ndim == 0:
+            return self.class_name(int(weights))
+        speaks_for = self.class_name(int(weights.argmax())) if weights.max() > 0 else ""
+        against = self.class_name(int(weights.argmin())) if weights.min() < 0 else ""
+        if not against:
+            return speaks_for
+        return f"{speaks_for} rather than {against}" if speaks_for else f"against {against}"
+
+
+def _of_one_dtype(*arrays: Array | None) -> list[Any]:
+    """Promoted as usual, whatever the caller's setting of promotion."""
+    dtype = functools.reduce(np.promote_types, (array.dtype for array in arrays if array is not None))
+    return [array if array is None else array.astype(dtype) for array in arrays]
 
 
 class _Dense(nn.Module):
@@ -241,7 +296,7 @@ class _Dense(nn.Module):
     def __call__(self, x: Array) -> Array:
         kernel = self.param("kernel", nn.initializers.xavier_uniform(), (x.shape[-1], self.features), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32) if self.use_bias else None
-        return getattr(self.rules, self.rule)(x, kernel, bias)
+        return getattr(self.rules, self.rule)(*_of_one_dtype(x, kernel, bias))
 
 
 class _LayerNorm(nn.Module):
@@ -252,6 +307,7 @@ class _LayerNorm(nn.Module):
     def __call__(self, x: Array) -> Array:
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
+        x, scale, bias = _of_one_dtype(x, scale, bias)
         return self.rules.layer_norm(x, scale, bias, self.epsilon)
 
 

@@ -1,4 +1,4 @@
-"""Float64 everywhere, and no silent promotion of dtypes."""
+"""Float64 everywhere, and no silent promotion of dtypes or ranks."""
 
 import json
 from pathlib import Path
@@ -11,6 +11,7 @@ import lrp_jax
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
 
 GOLDEN = Path(__file__).parent / "golden"
 

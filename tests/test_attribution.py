@@ -13,7 +13,7 @@ from conftest import relative_error
 from hypothesis import strategies as st
 
 import lrp_jax
-from lrp_jax.propagation import forward
+from lrp_jax.model import forward
 
 CASES = range(6)
 

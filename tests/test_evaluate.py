@@ -20,7 +20,7 @@ from sklearn.metrics import average_precision_score, f1_score
 import lrp_jax
 from lrp_jax import cli, evaluate, metrics
 from lrp_jax.datasets import DigitDataset, ImageNetFolder, ImageNetSegmentation, MaskFolder, imagenet_classes
-from lrp_jax.propagation import forward
+from lrp_jax.model import forward
 
 
 def drawn(model, seed=1):

@@ -11,7 +11,7 @@ from test_attribution import CASES, small_images, small_model
 
 import lrp_jax
 from lrp_jax.methods import METHODS, register, rise_mask
-from lrp_jax.propagation import forward
+from lrp_jax.model import forward
 
 GOLDEN = {
     "attention_gradcam": ("attention_gradcam", {}),

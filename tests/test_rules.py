@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lrp_jax.rules import BASELINE, CHEFER, GRADIENT, safe_divide, stable, with_gradient
+from lrp_jax.rules import BASELINE, CHEFER, GRADIENT, safe_divide, stable
+from lrp_jax.side_by_side import vjp
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-11}
 
@@ -244,28 +245,24 @@ def test_gradient_and_relevance_side_by_side(rng, name):
         output, vjp = jax.vjp(lambda x, y: operation(rules, x, y), x, y)
         return output, vjp(output)[:inputs]
 
+    @jax.jit
+    @jax.vmap
     def together(x, y):
-        def step(carry, _):
-            return carry, jax.vmap(lambda x, y: operation(with_gradient(CHEFER), x, y))(*carry)
+        def function(rules, x, y):
+            def step(carry, _):
+                return carry, operation(rules, *carry)
 
-        def looped(*pair):
-            return jax.lax.scan(step, pair, None, length=1)[1][0]
+            return jax.lax.scan(step, (x, y), None, length=1)[1][0], ()
 
-        output, vjp = jax.vjp(looped, jnp.stack([x, x]), jnp.stack([y, y]))
-        return output, vjp(output)[:inputs]
+        output, pull, () = vjp(function, (GRADIENT, CHEFER), x, y)
+        return output, pull(output)[:inputs]
 
     (output, gradient), (_, relevance) = (jax.vmap(partial(separate, rules))(x, y) for rules in (GRADIENT, CHEFER))
-    outputs, pairs = jax.jit(jax.vmap(together))(x, y)
-    for half in (0, 1):
-        np.testing.assert_allclose(outputs[:, half], output, **TOLERANCE)
+    value, pairs = together(x, y)
+    np.testing.assert_allclose(value, output, **TOLERANCE)
     for pair, g, r in zip(pairs, gradient, relevance, strict=True):
         np.testing.assert_allclose(pair[:, 0], g, **TOLERANCE)
         np.testing.assert_allclose(pair[:, 1], r, **TOLERANCE)
-
-
-def test_side_by_side_needs_an_axis_of_two():
-    with pytest.raises(ValueError, match="an axis of 2, got 3"):
-        jax.vmap(with_gradient(CHEFER).add)(jnp.ones((3, 4)), jnp.ones((3, 4)))
 
 
 def plain_stable(r, terms, axis, epsilon):

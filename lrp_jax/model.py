@@ -1,0 +1,186 @@
+"""What can be explained: a model of one image, made of the operations of a rule set.
+
+Axis letters: C classes, L blocks, h heads, N tokens (class and other prefix tokens first, then the patches row by row).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.extend.core import Literal
+from jax.extend.source_info_util import summarize
+from jax.typing import ArrayLike
+
+from lrp_jax.rules import GRADIENT, Rules
+from lrp_jax.side_by_side import operation, operations
+
+Params = Any
+
+
+class Model(Protocol):
+    """What can be explained: a hashable value (it is a static argument of ``jax.jit``) with these three members."""
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches in (rows, columns): the last rows * columns tokens, row by row."""
+        ...
+
+    @property
+    def readout(self) -> ArrayLike | None:
+        """How much of the head's input comes from each token, ``[N]``: what a rollout starts from.
+
+        It is 1, 0, 0, ... for a class token and 1 / patches for a mean. None: the last attention is a pooling
+        attention, and its first row tells.
+        """
+        ...
+
+    def forward(self, params: Params, image: Array, taps: Array | None, rules: Rules) -> tuple[Array, Array]:
+        """Classify one image with the operations of ``rules``.
+
+        What depends on the image is computed by them, and they take leading axes of their own accord: none stands
+        under a ``jax.vmap`` inside this function. Beside them values are only moved (reshaped, sliced, concatenated)
+        and have constants added. Methods that propagate relevance refuse anything else.
+
+        Args:
+            params: the parameters, any pytree.
+            image: ``[H, W, channels]``.
+            taps: ``[l, h, N, N]``, to be added to the last l of the attention; None: nothing to add.
+            rules: the operations to use.
+
+        Returns:
+            Logits ``[C]`` and attention probabilities ``[L, h, N, N]``, a pooling attention last, its query in row 0.
+        """
+        ...
+
+
+@partial(jax.jit, static_argnames="model")
+def forward(model: Model, params: Params, image: Array) -> tuple[Array, Array]:
+    """Logits ``[C]`` and attention probabilities ``[L, h, N, N]`` of one image, in full precision as maps are."""
+    with jax.default_matmul_precision("highest"):
+        return model.forward(params, image, None, GRADIENT)
+
+
+def number_of_layers(model: Model, params: Params, image: Array) -> int:
+    """L, how many attention maps a model has."""
+    return forward.eval_shape(model, params, image)[1].shape[0]
+
+
+def zero_taps(model: Model, params: Params, image: Array, start_layer: int) -> Array:
+    """Zeros to be added to the attention of block ``start_layer`` and those above it."""
+    _, shape = forward.eval_shape(model, params, image)
+    return jnp.zeros((len(range(shape.shape[0])[start_layer:]), *shape.shape[1:]), shape.dtype)
+
+
+# The probe: whether a model is made of the operations, so that relevance passes through nothing else. Silently wrong
+# maps are the alternative: a plain product answers with its gradient, and so does an operation's rule under a vmap that
+# it does not see.
+
+
+def probe(model: Model, params: Params, image: Array, taps: Array | None) -> None:
+    """Look whether relevance passes through operations of ``rules`` alone; once for a model and shapes.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        image: ``[H, W, channels]``.
+        taps: as of ``forward``.
+
+    Raises:
+        ValueError: ``forward`` computes something of the image by itself, applies an operation under a ``jax.vmap``, or
+            does not add the taps.
+    """
+    _probe.eval_shape(model, params, image, taps)
+
+
+@partial(jax.jit, static_argnames="model")
+def _probe(model: Model, params: Params, image: Array, taps: Array | None) -> None:
+    program = jax.make_jaxpr(lambda image, taps: model.forward(params, image, taps, operations(())))(image, taps).jaxpr
+    found: dict[str, None] = {}
+    _follow(program, [True] + [False] * (taps is not None), found)
+    if found:
+        more = f", and {len(found) - 5} more" if len(found) > 5 else ""
+        raise ValueError(
+            f"forward computes by itself what relevance passes through: {', '.join([*found][:5])}{more}. Let the "
+            "operations of rules do it; beside them values are only moved (reshaped, sliced, concatenated) and have "
+            "constants added."
+        )
+    if taps is not None and not _follow(program, [False, True], {})[0]:
+        raise ValueError("forward must add the taps to the attention: its logits do not depend on them.")
+
+
+# What only moves values; a constant may be added as well.
+_MOVES = frozenset(
+    {"broadcast_in_dim", "concatenate", "convert_element_type", "copy", "copy_p", "dynamic_slice"}
+    | {"dynamic_update_slice", "expand_dims", "gather", "name", "optimization_barrier", "pad", "reduce_precision"}
+    | {"reshape", "rev", "scatter", "select_n", "sharding_constraint", "slice", "split", "squeeze", "stack"}
+    | {"transpose", "unstack"}
+)
+_SUMS = frozenset({"add", "add_any", "sub"})
+
+
+def _follow(program: Any, active: Sequence[bool], found: dict[str, None]) -> list[bool]:
+    """Which results depend on ``active`` inputs; what computes with such values outside of the operations is noted."""
+    depends = dict(zip(program.invars, active, strict=True))
+
+    def is_active(variable: Any) -> bool:
+        return not isinstance(variable, Literal) and depends.get(variable, False)
+
+    for equation in program.eqns:
+        inputs = [is_active(variable) for variable in equation.invars]
+        outputs = [False] * len(equation.outvars)
+        if any(inputs):
+            outputs = _through(equation, inputs, found)
+        for variable, output in zip(equation.outvars, outputs, strict=True):
+            # What has no derivative carries no relevance.
+            depends[variable] = output and jnp.issubdtype(variable.aval.dtype, jnp.inexact)
+    return [is_active(variable) for variable in program.outvars]
+
+
+def _through(equation: Any, inputs: list[bool], found: dict[str, None]) -> list[bool]:
+    """Which results of an equation depend on ``inputs``, of which there are some."""
+    name, parameters = equation.primitive.name, equation.params
+    if equation.primitive is operation:
+        return [True]
+    if name == "stop_gradient":
+        return [False]
+    if name == "scan":
+        return _loop(parameters["jaxpr"].jaxpr, inputs, parameters["num_consts"], parameters["num_carry"], found)
+    if name == "while":
+        consts, test = parameters["body_nconsts"], parameters["cond_nconsts"]
+        body, inputs = parameters["body_jaxpr"].jaxpr, inputs[test:]
+        return _loop(body, inputs, consts, len(inputs) - consts, found)
+    if name == "cond":
+        branches = [_follow(branch.jaxpr, inputs[1:], found) for branch in parameters["branches"]]
+        return [any(results) for results in zip(*branches, strict=True)]
+    for inner in _programs(parameters):
+        if len(inner.invars) == len(inputs):
+            return _follow(inner, inputs, found)
+    results = [jnp.issubdtype(variable.aval.dtype, jnp.inexact) for variable in equation.outvars]
+    adds_constant = name in _SUMS and sum(inputs) == 1 and (name != "sub" or inputs[0])
+    if any(results) and name not in _MOVES and not adds_constant:
+        shapes = " and ".join(v.aval.str_short() for v, i in zip(equation.invars, inputs, strict=True) if i)
+        found[f"{name} of {shapes} ({summarize(equation.source_info)})"] = None
+    return results
+
+
+def _loop(body: Any, inputs: list[bool], consts: int, carry: int, found: dict[str, None]) -> list[bool]:
+    """Which results of a loop depend on ``inputs``: once around for every value that turns out to be carried."""
+    while True:
+        results = _follow(body, inputs, found)
+        carried = [a or b for a, b in zip(inputs[consts : consts + carry], results[:carry], strict=True)]
+        if carried == inputs[consts : consts + carry]:
+            return carried + results[carry:]
+        inputs = inputs[:consts] + carried + inputs[consts + carry :]
+
+
+def _programs(parameters: dict[str, Any]) -> Iterator[Any]:
+    """The programs that an equation calls."""
+    for value in parameters.values():
+        program = getattr(value, "jaxpr", value)
+        if hasattr(program, "eqns"):
+            yield program
