@@ -646,7 +646,7 @@ def draw_maps(
         picture = Image.fromarray(pixels.round().astype(np.uint8).squeeze())
         chances = config.probabilities(e.logits[0])
         captions = [f"{config.class_name(k)} {chances[k]:.1%}" for k in np.asarray(e.targets[0])]
-        rows.append(panel(picture, e.relevance[0], captions))
+        rows.append(panel(picture, e.relevance[0], captions, signed=METHODS[method].signed))
     out = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)))
     for b, row in enumerate(rows):
         out.paste(row, (0, b * row.height))
