@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import errno
 import inspect
 import itertools
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from rich.table import Table
 import lrp_jax
 from lrp_jax import evaluate
 from lrp_jax.attribution import explain
-from lrp_jax.checkpoint import load, save
+from lrp_jax.checkpoint import listed, load, save
 from lrp_jax.convert import FAMILIES, PREPROCESSING, convert_with_summary
 from lrp_jax.datasets import (
     Dataset,
@@ -37,12 +37,12 @@ from lrp_jax.datasets import (
     ImageNetFolder,
     ImageNetSegmentation,
     MaskFolder,
-    imagenet_classes,
     pictures_in,
     sees_scenes,
 )
 from lrp_jax.files import needs, replacing
 from lrp_jax.images import crop, panel, preprocess, read_image
+from lrp_jax.labels import Vocabulary, class_names_in, imagenet_classes
 from lrp_jax.methods import METHODS
 from lrp_jax.model import forward
 from lrp_jax.vit import Params, ViT, ViTConfig
@@ -266,7 +266,7 @@ def _positive(text: str) -> int:
 
 def _explain_command(options: argparse.Namespace) -> int:
     model, params = load(options.model)
-    run = _compiled(model, options)
+    run, signed = _compiled(model, options), METHODS[options.method].signed
     paths = _pictures(options.images or [_EXAMPLES])
     panels = _panels(paths, options.output)
     size = min(options.batch_size, len(paths))
@@ -304,7 +304,7 @@ def _explain_command(options: argparse.Namespace) -> int:
                 for b, (path, picture) in enumerate(pictures.items()):
                     result = {name: values[b] for name, values in results.items()}
                     try:
-                        rows = _write(panels[path], picture, result, model.config, npz=options.npz)
+                        rows = _write(panels[path], picture, result, model.config, signed=signed, npz=options.npz)
                     except OSError as error:
                         skip(path, error)
                         continue
@@ -390,7 +390,13 @@ def _dataset(options: argparse.Namespace, config: ViTConfig) -> Dataset:
         return DigitDataset(options.images or 1000)
     path = Path(options.dataset)
     if options.protocol != "segmentation":
-        return ImageNetFolder(path, config, labels=options.labels, images=options.images, squash=not options.crop)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            folder = ImageNetFolder(path, config, labels=options.labels, images=options.images, squash=not options.crop)
+        for warning in caught:
+            print(f"lrp-jax: warning: {warning.message}", file=sys.stderr)
+        print(folder.note)
+        return folder
     dataset = ImageNetSegmentation if path.suffix == ".mat" else MaskFolder
     return dataset(path, config, images=options.images)
 
@@ -416,8 +422,7 @@ def _convert_command(options: argparse.Namespace) -> int:
         fields["image_size"] = (options.image_size[0], options.image_size[-1])
     if options.labels:
         known = options.labels == "imagenet1k"
-        names = [n for _, n in imagenet_classes()] if known else Path(options.labels).read_text().splitlines()
-        fields["class_names"] = tuple(names)
+        fields["class_names"] = tuple(n for _, n in imagenet_classes()) if known else class_names_in(options.labels)
     found = convert_with_summary(options.source, family=options.family, preprocessing=options.preprocessing, **fields)
     save(options.destination, found.model, found.params)
     config = found.model.config
@@ -431,6 +436,8 @@ def _convert_command(options: argparse.Namespace) -> int:
     print(f"pixels: mean {config.mean}, std {config.std}, resize {config.resize}, {config.interpolation}")
     for note in found.notes:
         print(f"note: {note}")
+    if shared := Vocabulary(config).shared():
+        print(f"note: --target takes by index what several classes are called: {listed(shared)}")
     if found.ignored:
         print(f"ignored: {', '.join(found.ignored)}")
     return 0
@@ -482,13 +489,13 @@ def _print_table(table: Table) -> None:
 
 
 def _write(
-    path: Path, picture: Image.Image, result: dict[str, np.ndarray], config: ViTConfig, *, npz: bool
+    path: Path, picture: Image.Image, result: dict[str, np.ndarray], config: ViTConfig, *, signed: bool, npz: bool
 ) -> list[tuple[str, str]]:
     """Write the panel (and the raw maps) of one picture; the name and the score of what each map explains."""
     targets, logits = result["targets"], result["logits"]
     captions = [config.caption(target, logits) for target in targets]
     with replacing(path) as temporary:
-        panel(picture, result["relevance"], captions).save(temporary)
+        panel(picture, result["relevance"], captions, signed=signed).save(temporary)
     if npz:
         with replacing(path.with_suffix(".npz")) as temporary:
             np.savez_compressed(temporary, allow_pickle=False, **result)
@@ -526,13 +533,10 @@ def _panels(paths: Sequence[Path], folder: Path) -> dict[Path, Path]:
 
 def _class_index(word: str, config: ViTConfig) -> int:
     """The class of a name or an index."""
-    if word in config.class_names:
-        return config.class_names.index(word)
-    if word.isdecimal() and int(word) < config.num_classes:
-        return int(word)
-    close = difflib.get_close_matches(word, config.class_names, n=3)
-    names = f" or a class name ({', '.join(close or config.class_names[:3])}, ...)" if config.class_names else ""
-    raise ValueError(f"--target must be an index 0 to {config.num_classes - 1}{names}; got {word!r}.")
+    try:
+        return Vocabulary(config).index(word)
+    except ValueError as error:
+        raise ValueError(f"--target: {error}") from None
 
 
 def _one_line(error: Exception) -> str:

@@ -21,7 +21,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from lrp_jax.checkpoint import listed, unflatten_params
-from lrp_jax.datasets import imagenet_classes
+from lrp_jax.labels import imagenet_classes
 from lrp_jax.vit import Params, ViT, ViTConfig, pair
 from lrp_jax.weights import read_weights
 

@@ -11,14 +11,18 @@ import errno
 import functools
 import hashlib
 import os
-from pathlib import Path
+import warnings
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 from typing import ClassVar, Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
 from PIL import Image
 
+from lrp_jax.checkpoint import listed
 from lrp_jax.files import needs
-from lrp_jax.images import preprocess, read_image, read_mask
+from lrp_jax.images import picture_suffixes, preprocess, read_image, read_mask
+from lrp_jax.labels import ORDERS, described, of_folders, of_pictures, paired
 from lrp_jax.vit import ViTConfig
 
 SCENE_SIZE = 64
@@ -26,6 +30,11 @@ SCENE_SIZE = 64
 SCENE_MEAN, SCENE_STD = 0.5, 0.5
 # Zeros around a digit, so that strokes at its edge fade out instead of being cut.
 _FRAME = 2
+# By archives of macOS, by network drives, by Windows and by Linux.
+_LEFT_BEHIND = {
+    *("__macosx", "@eadir", "#recycle", "thumbs.db", "desktop.ini"),
+    *("$recycle.bin", "system volume information", "lost+found"),
+}
 
 Split = Literal["train", "test"]
 
@@ -193,7 +202,9 @@ class _Pictures:
 
 
 class MaskFolder(_Pictures):
-    """Pictures in ``images/`` and, under the same stems, their masks in ``masks/``: :func:`lrp_jax.images.read_mask`.
+    """Pictures in ``images/`` and their masks in ``masks/``, under the same names or else the same stems.
+
+    Masks are read by :func:`lrp_jax.images.read_mask`.
 
     Args:
         path: the folder that holds both.
@@ -202,17 +213,22 @@ class MaskFolder(_Pictures):
 
     Raises:
         OSError: there is no such folder.
-        ValueError: there are no pictures, or one has no mask.
+        ValueError: there are no pictures, or one has no mask, or several.
     """
 
     def __init__(self, path: str | os.PathLike[str], config: ViTConfig, *, images: int | None = None) -> None:
         super().__init__(path, config, squash=True, images=images)
-        masks = {mask.stem: mask for mask in pictures_in(self.path / "masks")}
-        pictures = pictures_in(self.path / "images")
-        missing = [picture.name for picture in pictures if picture.stem not in masks]
+        masks, pictures = pictures_in(self.path / "masks"), pictures_in(self.path / "images")
+        image_names, mask_names = ([PurePosixPath(path.name) for path in paths] for paths in (pictures, masks))
+        found = paired(image_names, mask_names, lambda i: str(masks[i]))
+        missing = [picture.name for picture, places in zip(pictures, found, strict=True) if not places]
         if missing:
-            raise ValueError(f"{self.path / 'masks'} holds no mask of {', '.join(missing[:5])}.")
-        self.pairs = [(pictures[i], masks[pictures[i].stem]) for i in self._spaced(len(pictures))]
+            raise ValueError(f"{self.path / 'masks'} holds no mask of {listed(missing, 5)}.")
+        for picture, places in zip(pictures, found, strict=True):
+            if len(places) > 1:
+                those = listed([masks[i].name for i in places], 3)
+                raise ValueError(f"{self.path / 'masks'} holds several masks of {picture.name}: {those}.")
+        self.pairs = [(pictures[i], masks[found[i][0]]) for i in self._spaced(len(pictures))]
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -274,10 +290,16 @@ class ImageNetSegmentation(_Pictures):
 class ImageNetFolder(_Pictures):
     """Pictures of known classes: a folder a class, or one folder with a file of labels.
 
-    Folders are named after the model's classes or after synsets of ImageNet-1k; otherwise there must be as many as the
-    model has classes, in the order of their numbers or else names. A file of labels has a picture's name and its class,
-    a synset or an index, on each line, separated by a blank or a comma, as in ``val.txt`` or ``LOC_val_solution.csv``;
-    or, as in the development kit, one number a line for the pictures in sorted order, with ``meta.mat`` beside it.
+    Folders are named after the model's classes (case, ``_``, ``-`` and blanks aside) or after synsets of ImageNet-1k;
+    otherwise there must be as many as the model has classes, in the order of their numbers or else names.
+
+    A file of labels has a picture's name and its class, by name, synset or index, on each line: between commas,
+    semicolons or tabs, as spreadsheets write them, with or without a first line that names the columns, as in
+    ``LOC_val_solution.csv``; or between blanks, the class last, as in ``val.txt``. A picture is named by its path, or
+    else its file name, or else its stem. Or, as in the development kit, there is one number a line for the pictures in
+    sorted order, and ``meta.mat`` beside it.
+
+    A warning says where folders could be read in two ways, or are empty.
 
     Args:
         path: the folder.
@@ -286,9 +308,12 @@ class ImageNetFolder(_Pictures):
         images: how many pictures to take, evenly spaced; None: all.
         squash: resize to the model's size as the paper's evaluation does; else resize and crop as for the model.
 
+    Attributes:
+        note: which classes the folders were taken for, or what was read of the file.
+
     Raises:
         OSError: there is no such folder or file.
-        ValueError: there are no pictures, or a class is unknown.
+        ValueError: there are no pictures, or the class of one is unknown or could be two.
     """
 
     def __init__(
@@ -301,6 +326,7 @@ class ImageNetFolder(_Pictures):
         squash: bool = True,
     ) -> None:
         super().__init__(path, config, squash=squash, images=images)
+        self.note = ""
         found = self._by_folder() if labels is None else self._by_file(Path(labels))
         self.pictures = [found[i] for i in self._spaced(len(found))]
 
@@ -323,82 +349,44 @@ class ImageNetFolder(_Pictures):
         return Sample(preprocess(read_image(picture), self.config), np.array([label]), None)
 
     def _by_folder(self) -> list[tuple[Path, int]]:
-        folders = sorted(folder for folder in self.path.iterdir() if folder.is_dir())
+        folders = sorted(folder for folder in self.path.iterdir() if folder.is_dir() and not _is_left_behind(folder))
         if not folders:
             raise ValueError(
                 f"{self.path} holds no folders, one a class; pictures in one folder need a file of labels."
             )
-        known = self._classes()
-        if not all(folder.name in known for folder in folders):
-            if len(folders) != self.config.num_classes:
-                strange = next(folder.name for folder in folders if folder.name not in known)
+        title, classes, doubts = of_folders(self.path, [folder.name for folder in folders], self.config)
+        found = {folder: list(_walk(self.path / folder, nested=True)) for folder in classes}
+        if not any(found.values()):
+            raise ValueError(f"{self.path}: none of its {len(folders)} folders holds pictures.")
+        for folder, pictures in found.items():
+            deep = [picture for picture in pictures if picture.parent != self.path / folder]
+            if deep and title in ORDERS:
                 raise ValueError(
-                    f"{self.path} holds {len(folders)} folders, the model has {self.config.num_classes} classes, and "
-                    f"{strange!r} is none of their names."
+                    f"{self.path / folder} is no class of the model by name and holds folders of pictures "
+                    f"({deep[0].relative_to(self.path)}): give the folder that holds one folder a class."
                 )
-            if all(folder.name.isdecimal() for folder in folders):
-                folders.sort(key=lambda folder: int(folder.name))
-            known = {folder.name: k for k, folder in enumerate(folders)}
-        return [(picture, known[folder.name]) for folder in folders for picture in pictures_in(folder)]
+        empty = [folder for folder, pictures in found.items() if not pictures]
+        if empty:
+            doubts.append(f"{self.path}: {len(empty)} of {len(folders)} folders hold no pictures: {listed(empty, 5)}.")
+        for doubt in doubts:
+            warnings.warn(doubt, stacklevel=3)
+        self.note = f"{len(folders)} folders by {title}: {described(classes, self.config)}"
+        return [(picture, classes[folder]) for folder, pictures in found.items() for picture in pictures]
 
-    def _by_file(self, labels: Path) -> list[tuple[Path, int]]:
-        pictures, known = pictures_in(self.path), self._classes()
-        try:
-            rows = [line.replace(",", " ").split() for line in labels.read_text().splitlines() if line.strip()]
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{labels} is no text: {error}") from error
-        if rows and all(len(row) == 1 and row[0].isdecimal() for row in rows):
-            if len(rows) != len(pictures):
-                raise ValueError(f"{labels} has {len(rows)} labels, {self.path} holds {len(pictures)} pictures.")
-            if self.config.num_classes != 1000:
-                raise ValueError(
-                    f"{labels} numbers the classes of ImageNet-1k, the model has {self.config.num_classes} classes."
-                )
-            synsets = _development_kit(labels.with_name("meta.mat"))
-            strange = next((row[0] for row in rows if synsets.get(int(row[0])) not in known), None)
-            if strange is not None:
-                raise ValueError(f"{labels}: {strange} is no class of ImageNet-1k in meta.mat beside it.")
-            return [(picture, known[synsets[int(row[0])]]) for picture, row in zip(pictures, rows, strict=True)]
-        by_stem = {Path(row[0]).stem: row[1] for row in rows if len(row) > 1}
-        found = []
-        for picture in pictures:
-            if picture.stem not in by_stem:
-                raise ValueError(f"{labels} has no label of {picture.name}.")
-            word = by_stem[picture.stem]
-            index = known.get(word, int(word) if word.isdecimal() else -1)
-            if not 0 <= index < self.config.num_classes:
-                raise ValueError(f"{labels}: {word!r} is not one of the model's {self.config.num_classes} classes.")
-            found.append((picture, index))
-        return found
-
-    def _classes(self) -> dict[str, int]:
-        known = {name: k for k, name in enumerate(self.config.class_names)}
-        if self.config.num_classes == 1000:
-            known |= {synset: k for k, (synset, _) in enumerate(imagenet_classes())}
-        return known
+    def _by_file(self, path: Path) -> list[tuple[Path, int]]:
+        pictures = pictures_in(self.path, nested=True)
+        relative = [PurePosixPath(picture.relative_to(self.path).as_posix()) for picture in pictures]
+        classes, read = of_pictures(path, relative, self.path, self.config)
+        self.note = f"{path}: {read}"
+        return list(zip(pictures, classes, strict=True))
 
 
-def _development_kit(path: Path) -> dict[int, str]:
-    """The synset of each number in the labels of ImageNet's development kit."""
-    loadmat = needs("scipy.io", extra="evaluate").loadmat
-    with open(path, "rb") as file:
-        try:
-            return {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in loadmat(file, squeeze_me=True)["synsets"]}
-        except Exception as error:  # the reader raises nearly any
-            raise ValueError(f"{path} is not the development kit's: {error}") from error
-
-
-def imagenet_classes() -> list[tuple[str, str]]:
-    """The synset and the name of each class of ImageNet-1k, in the order of its indices."""
-    lines = (Path(__file__).parent / "data" / "imagenet1k.txt").read_text().splitlines()
-    return [(synset, name) for synset, _, name in (line.partition(" ") for line in lines)]
-
-
-def pictures_in(folder: str | os.PathLike[str]) -> list[Path]:
-    """The pictures of a folder, sorted.
+def pictures_in(folder: str | os.PathLike[str], *, nested: bool = False) -> list[Path]:
+    """The pictures of a folder, sorted; hidden ones, and what systems leave behind, are none.
 
     Args:
         folder: the folder.
+        nested: also those of the folders in it.
 
     Returns:
         Their paths.
@@ -407,11 +395,29 @@ def pictures_in(folder: str | os.PathLike[str]) -> list[Path]:
         OSError: there is no such folder.
         ValueError: it holds no pictures.
     """
-    known = Image.registered_extensions()
-    found = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in known)
+    found = list(_walk(Path(folder), nested=nested))
     if not found:
-        raise ValueError(f"{folder}: the folder holds no pictures.")
+        others = [path.name for path in sorted(Path(folder).iterdir()) if not _is_left_behind(path)]
+        only = f", only {listed(others, 3)}" if others else ""
+        raise ValueError(f"{folder}: the folder holds no pictures{only}.")
     return found
+
+
+def _walk(folder: Path, *, nested: bool) -> Iterator[Path]:
+    """The pictures of a folder, sorted, and of the folders in it, links aside: they can lead round in circles."""
+    for path in sorted(folder.iterdir()):
+        if _is_left_behind(path):
+            continue
+        if not path.is_dir():
+            if path.suffix.lower() in picture_suffixes():
+                yield path
+        elif nested and not path.is_symlink():
+            yield from _walk(path, nested=True)
+
+
+def _is_left_behind(path: Path) -> bool:
+    """Whether a file or folder is hidden, or left behind by a system."""
+    return path.name.startswith(".") or path.name.casefold() in _LEFT_BEHIND
 
 
 @functools.cache

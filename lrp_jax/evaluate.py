@@ -652,7 +652,7 @@ def draw_maps(
         pixels = (sample.image * np.asarray(config.std) + np.asarray(config.mean)).clip(0, 1) * 255
         picture = Image.fromarray(pixels.round().astype(np.uint8).squeeze())
         captions = [config.caption(target, np.asarray(e.logits[0])) for target in np.asarray(e.targets[0])]
-        rows.append(panel(picture, e.relevance[0], captions))
+        rows.append(panel(picture, e.relevance[0], captions, signed=METHODS[method].signed))
     out = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)))
     for b, row in enumerate(rows):
         out.paste(row, (0, b * row.height))

@@ -1,7 +1,8 @@
-"""Files whole or not at all, and modules that are there or not."""
+"""Files whole or not at all, text of any writer, and modules that are there or not."""
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import importlib
 import os
@@ -9,6 +10,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+# The mark that a text begins with, and its encoding.
+_MARKS = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
 @contextlib.contextmanager
@@ -36,6 +40,30 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    r"""Read a text as editors and spreadsheets save it: UTF-8, with or without a mark, or UTF-16 with one.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The text, its lines ended by ``\n``.
+
+    Raises:
+        OSError: there is no such file, or it cannot be read.
+        ValueError: it is no text, or of another encoding.
+    """
+    with open(path, "rb") as file:
+        encoding = _MARKS.get(file.read(2), "utf-8-sig")
+    try:
+        text = Path(path).read_text(encoding=encoding)
+    except UnicodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8, or UTF-16 with its mark: {error}.") from error
+    if "\0" in text:
+        raise ValueError(f"{path} is no text in UTF-8, or UTF-16 with its mark: it holds zeros.")
+    return text
 
 
 def needs(module: str, *, extra: str) -> Any:

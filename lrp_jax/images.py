@@ -9,6 +9,7 @@ import os
 import threading
 import warnings
 from collections.abc import Sequence
+from typing import IO
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
+from lrp_jax.files import needs
 from lrp_jax.metrics import unit_range
 from lrp_jax.vit import ViTConfig
 
@@ -39,6 +41,32 @@ _COLOURS = np.array(
         [252, 255, 164],
     ]
 )
+# From against to for, neutral at zero: Moreland 2009, "Diverging Color Maps for Scientific Visualization", which tells
+# apart who sees no red or no green; matplotlib's coolwarm at nine even places.
+_SIGNED_COLOURS = np.array(
+    [
+        [59, 76, 192],
+        [98, 130, 234],
+        [141, 176, 254],
+        [185, 208, 249],
+        [221, 220, 220],
+        [245, 196, 172],
+        [244, 152, 122],
+        [221, 95, 75],
+        [180, 4, 38],
+    ]
+)
+_SIGNED_RANGE = 99  # percent of the pixels that the colours tell apart: a few are often far above all others
+
+# Pillow reads HEIF with pillow-heif, and AVIF by itself from 11.3 on; the brands are those at the head of a file.
+_HEIF_SUFFIXES = (".heic", ".heif", ".hif", ".avif")
+_AVIF_BRANDS = {b"avif", b"avis"}
+_HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"} | _AVIF_BRANDS
+
+
+def picture_suffixes() -> set[str]:
+    """The suffixes of pictures, in small letters; those that need the extra ``heif`` as well, installed or not."""
+    return {*Image.registered_extensions(), *_HEIF_SUFFIXES}
 
 
 def read_image(path: str | os.PathLike[str]) -> Image.Image:
@@ -55,7 +83,8 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
 
     Raises:
         OSError: there is no such file, or it cannot be read.
-        ValueError: it is no picture, is truncated or damaged, or has floating-point pixels.
+        ValueError: it is no picture, is truncated or damaged, has floating-point pixels, or is HEIF or AVIF and the
+            extra ``heif`` is not installed.
     """
     image = _loaded(path)
     if image.mode == "F":
@@ -101,9 +130,11 @@ def _loaded(path: str | os.PathLike[str]) -> Image.Image:
         try:
             with _WARNINGS, warnings.catch_warnings():
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                opened = Image.open(file)
+                opened = _opened(file)
             opened.load()
             image: Image.Image = ImageOps.exif_transpose(opened)
+        except ImportError as error:
+            raise ValueError(f"{path} is a HEIF or AVIF picture: {error}") from error
         except UnidentifiedImageError as error:
             raise ValueError(f"{path} is not a picture of a known format.") from error
         except Image.DecompressionBombError as error:
@@ -111,6 +142,22 @@ def _loaded(path: str | os.PathLike[str]) -> Image.Image:
         except Exception as error:  # Pillow's many readers raise nearly any
             raise ValueError(f"{path} is a damaged picture: {error}") from error
     return image
+
+
+def _opened(file: IO[bytes]) -> Image.Image:
+    """Open a picture; one of HEIF, whatever its suffix, by the extra ``heif``."""
+    try:
+        return Image.open(file)
+    except UnidentifiedImageError:
+        file.seek(0)
+        size, kind = int.from_bytes(file.read(4)), file.read(4)
+        head = file.read(min(size, 256) - 8) if size > 8 else b""
+        brands = {head[i : i + 4] for i in range(0, len(head), 4)}
+        suffix = ".heic" if brands.isdisjoint(_AVIF_BRANDS) else ".avif"
+        if kind != b"ftyp" or brands.isdisjoint(_HEIF_BRANDS) or suffix in Image.registered_extensions():
+            raise
+        needs("pillow_heif", extra="heif").register_heif_opener()
+        return Image.open(file)
 
 
 def crop(picture: Image.Image, config: ViTConfig) -> Image.Image:
@@ -190,12 +237,15 @@ def heatmaps(relevance: ArrayLike, size: tuple[int, int]) -> Array:
     return jax.image.resize(relevance, (*relevance.shape[:-2], *size), "bilinear", antialias=False)
 
 
-def overlay(picture: Image.Image, heatmap: ArrayLike) -> Image.Image:
+def overlay(picture: Image.Image, heatmap: ArrayLike, *, signed: bool = False) -> Image.Image:
     """Lay a heat map over the grey form of its picture.
 
     Args:
         picture: the picture.
-        heatmap: ``[H, W]``, the size of the picture; its smallest value is drawn dark, its largest bright.
+        heatmap: ``[H, W]``, the size of the picture.
+        signed: whether the sign says for or against (:attr:`lrp_jax.methods.Method.signed`). If so, zero is drawn
+            neutral, what is below blue and what is above red, on one scale up to the 99th percentile of the absolute
+            value. Otherwise the smallest value is drawn dark, the largest bright.
 
     Returns:
         The picture, mode RGB.
@@ -208,34 +258,44 @@ def overlay(picture: Image.Image, heatmap: ArrayLike) -> Image.Image:
         raise ValueError(f"heatmap must be [H, W] = {(picture.height, picture.width)}, got the shape {heat.shape}.")
     if not np.isfinite(heat).all():
         raise ValueError("heatmap must be finite, got NaN or infinite values.")
-    heat = np.asarray(unit_range(heat))
-    places = np.linspace(0, 1, len(_COLOURS))
-    colours = np.stack([np.interp(heat, places, channel) for channel in _COLOURS.T], axis=-1)
+    if signed:
+        size = np.abs(heat)
+        heat = (heat / (np.percentile(size, _SIGNED_RANGE) or size.max() or 1)).clip(-1, 1)
+    else:
+        heat = np.asarray(unit_range(heat))
+    table = _SIGNED_COLOURS if signed else _COLOURS
+    places = np.linspace(-1 if signed else 0, 1, len(table))
+    colours = np.stack([np.interp(heat, places, channel) for channel in table.T], axis=-1)
     grey = np.asarray(picture.convert("L"), np.float64)[..., None]
-    cover = 0.3 + 0.4 * heat[..., None]
+    cover = 0.3 + 0.4 * np.abs(heat)[..., None]
     return Image.fromarray(((1 - cover) * grey + cover * colours).round().astype(np.uint8))
 
 
-def panel(picture: Image.Image, maps: ArrayLike, captions: Sequence[str]) -> Image.Image:
+def panel(
+    picture: Image.Image, maps: ArrayLike, captions: Sequence[str], *, signed: bool | Sequence[bool] = False
+) -> Image.Image:
     """A picture and, beside it, the overlay of each of its maps with a caption.
 
     Args:
         picture: the picture, as the model sees it.
         maps: ``[K, rows, cols]``.
         captions: K lines.
+        signed: whether the maps' signs say for or against, of all or of each: see :func:`overlay`.
 
     Returns:
         The panel, mode RGB, each picture of it enlarged to 224 pixels or more.
 
     Raises:
-        ValueError: the numbers of maps and captions differ.
+        ValueError: the numbers of maps and captions, or of maps and of ``signed``, differ.
     """
     maps = np.asarray(maps)
     if maps.ndim != 3 or len(maps) != len(captions):
         raise ValueError(f"maps must be [K, rows, cols] for {len(captions)} captions, got the shape {maps.shape}.")
     scale = max(1, _PANEL / min(picture.size))
     picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC)
-    pictures = [picture, *(overlay(picture, heat) for heat in heatmaps(maps, (picture.height, picture.width)))]
+    large = heatmaps(maps, (picture.height, picture.width))
+    signs = np.broadcast_to(signed, len(maps)).tolist()
+    pictures = [picture, *(overlay(picture, heat, signed=sign) for heat, sign in zip(large, signs, strict=True))]
     font = ImageFont.load_default(_FONT)
     step = picture.width + _MARGIN
     out = Image.new("RGB", (_MARGIN + step * len(pictures), picture.height + 2 * (_MARGIN + _FONT)), "white")

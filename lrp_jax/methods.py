@@ -41,12 +41,14 @@ class Method:
         class_specific: whether the map depends on the target.
         resolution: of the map, ``"patch"`` or ``"pixel"``.
         reference: where it comes from.
+        signed: whether values below zero speak against the target, instead of less for it.
     """
 
     function: Callable[..., Maps]
     class_specific: bool
     resolution: Literal["patch", "pixel"]
     reference: str
+    signed: bool = False
 
     @property
     def name(self) -> str:
@@ -70,7 +72,7 @@ METHODS: dict[str, Method] = {}
 
 
 def register(
-    *, class_specific: bool, resolution: Literal["patch", "pixel"], reference: str
+    *, class_specific: bool, resolution: Literal["patch", "pixel"], reference: str, signed: bool = False
 ) -> Callable[[Callable[..., Maps]], Callable[..., Maps]]:
     """Make a function a method, under its own name.
 
@@ -78,13 +80,14 @@ def register(
         class_specific: whether the map depends on the target.
         resolution: of the map, ``"patch"`` or ``"pixel"``.
         reference: where it comes from.
+        signed: whether values below zero speak against the target, instead of less for it; maps are drawn accordingly.
 
     Returns:
         The decorator. It gives the function back as it is.
     """
 
     def decorate(function: Callable[..., Maps]) -> Callable[..., Maps]:
-        METHODS[function.__name__] = Method(function, class_specific, resolution, reference)
+        METHODS[function.__name__] = Method(function, class_specific, resolution, reference, signed)
         return function
 
     return decorate
@@ -214,7 +217,9 @@ def partial_lrp(
     return single_block(model, params, image, targets, gradient=False, rules=rules)
 
 
-@register(class_specific=True, resolution="pixel", reference="Bach et al. 2015; z-B rule: Montavon et al. 2017")
+@register(
+    class_specific=True, resolution="pixel", reference="Bach et al. 2015; z-B rule: Montavon et al. 2017", signed=True
+)
 def full_lrp(
     model: Model, params: Params, image: Array, targets: Array | None, *, rules: str | Rules = "baseline"
 ) -> Maps:
@@ -331,7 +336,7 @@ def saliency(model: Model, params: Params, image: Array, targets: Array | None) 
     return logits, targets, jnp.abs(gradient).max(axis=-1)
 
 
-@register(class_specific=True, resolution="pixel", reference="Shrikumar et al. 2016, arXiv 1605.01713")
+@register(class_specific=True, resolution="pixel", reference="Shrikumar et al. 2016, arXiv 1605.01713", signed=True)
 def input_x_gradient(model: Model, params: Params, image: Array, targets: Array | None) -> Maps:
     """The image times the gradient, summed over channels.
 
@@ -397,7 +402,7 @@ def smoothgrad(
     return logits, targets, jnp.abs(mean).max(axis=-1)
 
 
-@register(class_specific=True, resolution="pixel", reference="Sundararajan et al. 2017, equation 1")
+@register(class_specific=True, resolution="pixel", reference="Sundararajan et al. 2017, equation 1", signed=True)
 def integrated_gradients(
     model: Model,
     params: Params,
@@ -443,7 +448,7 @@ def integrated_gradients(
 # Black boxes: only forward passes.
 
 
-@register(class_specific=True, resolution="pixel", reference="Zeiler and Fergus 2014, section 4.2")
+@register(class_specific=True, resolution="pixel", reference="Zeiler and Fergus 2014, section 4.2", signed=True)
 def occlusion(
     model: Model,
     params: Params,

@@ -34,7 +34,8 @@ def main() -> None:
     for name, method in lrp_jax.METHODS.items():
         score = {"score": "sigmoid"} if "score" in method.options and model.config.multi_label else {}
         maps = lrp_jax.explain(model, params, images, targets, method=name, **score).relevance[0]
-        cells.append((name, [lrp_jax.overlay(picture, heat) for heat in lrp_jax.heatmaps(maps, (EDGE, EDGE))]))
+        large = lrp_jax.heatmaps(maps, (EDGE, EDGE))
+        cells.append((name, [lrp_jax.overlay(picture, heat, signed=method.signed) for heat in large]))
 
     font = ImageFont.load_default(14)
     width, height = 2 * EDGE + 2 * MARGIN, EDGE + 2 * MARGIN + 16

@@ -1,5 +1,6 @@
 """The command line, as a shell sees it."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -150,8 +151,44 @@ def test_wrong_commands(run, tmp_path, words, message):
     assert names(tmp_path) == ["empty"]
 
 
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("crane", "--target: 'crane' is the name of class 0 and 4: say index:0 or index:4."),
+        ("1", "--target: '1' is the name of class 5 and the index of class 1: say index:1 or index:5."),
+        ("Six", "--target: expected an index 0 to 9 or a class name (six, ...); got 'Six'."),
+    ],
+)
+def test_a_target_that_could_be_two_classes_is_refused(run, monkeypatch, demo, target, message):
+    model, params = demo
+    names = ("crane", "one", "two", "three", "crane", "1", "six", "seven", "eight", "nine")
+    named = lrp_jax.ViT(dataclasses.replace(model.config, class_names=names))
+    monkeypatch.setattr(cli, "load", lambda _: (named, params))
+    status, out, err = run(SCENE, "--target", target)
+    assert (status, out, err) == (2, "", f"lrp-jax: error: {message}\n")
+
+
+def test_pictures_that_need_an_extra_are_named(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.setattr(Image, "EXTENSION", {k: v for k, v in Image.registered_extensions().items() if k != ".heic"})
+    (tmp_path / "phone").mkdir()
+    (tmp_path / "phone" / "a.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    (tmp_path / "phone" / "._a.HEIC").write_bytes(b"AppleDouble")
+    told = 'skipped: phone/a.HEIC is a HEIF or AVIF picture: pillow_heif is needed here: pip install "lrp-jax[heif]".'
+    status, out, err = run("phone")
+    assert (status, out) == (1, "")
+    assert told in err
+    assert "1 of 1 images were skipped" in err
+    lrp_jax.read_image(SCENE).save(tmp_path / "phone" / "b.png")
+    status, out, err = run("phone")
+    assert status == 1
+    assert told in err
+    assert "1 of 2 images were skipped" in err
+    assert "b.explained.png" in out
+
+
 def test_interruption(run, monkeypatch):
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "panel", interrupt)
@@ -188,6 +225,9 @@ def test_another_method(run, demo):
     )
     with np.load("lrp_jax_maps/scene-1.explained.npz") as raw:
         np.testing.assert_allclose(raw["relevance"], expected.relevance[0], atol=1e-4)
+        captions = [f"seven {raw['probabilities'][7]:.1%}"]
+        drawn = lrp_jax.panel(lrp_jax.read_image(SCENE), raw["relevance"], captions, signed=True)
+    np.testing.assert_array_equal(Image.open("lrp_jax_maps/scene-1.explained.png"), drawn)
 
 
 def test_convert(tmp_path, monkeypatch, capsys):
@@ -208,6 +248,8 @@ def test_convert(tmp_path, monkeypatch, capsys):
     assert cli.main(["explain", str(SCENE), "--model", "vit.safetensors", "--target", "c"]) == 0
     assert Path("lrp_jax_maps/scene-1.explained.png").exists()
 
+    Path("four.txt").write_text("a\nb\nc\nd\n")
+    Path("gap.txt").write_text("a\n\nc\nd\ne\n")
     before = Path("vit.safetensors").read_bytes()
     capsys.readouterr()
     for change, message in (
@@ -216,6 +258,9 @@ def test_convert(tmp_path, monkeypatch, capsys):
         (["--force", "--set", "gelu=fast"], "gelu must be one of exact, tanh, quick; got 'fast'"),
         (["--force", "--image-size", "1", "2", "3"], "--image-size must be one or two numbers"),
         (["--force", "--labels", "none.txt"], "none.txt: No such file"),
+        (["--force", "--labels", "four.txt"], "class_names must hold 5 names or none, got 4"),
+        (["--force", "--labels", "gap.txt"], "gap.txt, line 2: expected the name of a class, got a blank line"),
+        (["--force", "--labels", "weights.npz"], "weights.npz is no text in UTF-8"),
     ):
         assert cli.main(words + change) == 2
         assert message in capsys.readouterr().err
@@ -224,6 +269,12 @@ def test_convert(tmp_path, monkeypatch, capsys):
     assert "resampled from 4 x 4 to 6 x 4" in capsys.readouterr().out
     config = lrp_jax.load("vit.safetensors")[0].config
     assert (config.gelu, config.grid) == ("tanh", (6, 4))
+    Path("labels.txt").write_bytes("\ufeffcrane\r\nb\r\ncrane, bird\r\ncrane\r\nb\r\n\r\n".encode())
+    assert cli.main([*words, "--force"]) == 0
+    assert "note: --target takes by index what several classes are called: 'crane' (0, 3), 'b' (1, 4)" in (
+        capsys.readouterr().out
+    )
+    assert lrp_jax.load("vit.safetensors")[0].config.class_names == ("crane", "b", "crane, bird", "crane", "b")
 
 
 @pytest.mark.parametrize("message", ["RESOURCE_EXHAUSTED: Out of memory", "INTERNAL: no device"])

@@ -19,7 +19,8 @@ from sklearn.metrics import average_precision_score, f1_score
 
 import lrp_jax
 from lrp_jax import cli, evaluate, metrics
-from lrp_jax.datasets import DigitDataset, ImageNetFolder, ImageNetSegmentation, MaskFolder, imagenet_classes
+from lrp_jax.datasets import DigitDataset, ImageNetFolder, ImageNetSegmentation, MaskFolder
+from lrp_jax.labels import imagenet_classes
 from lrp_jax.model import forward
 
 
@@ -438,7 +439,7 @@ def test_imagenet_folders(single, imagenet):
             (path / "kit" / "meta.mat").write_bytes(text)
         with pytest.raises((ValueError, FileNotFoundError), match=rf"{message}.*meta\.mat|meta\.mat {message}"):
             ImageNetFolder(path / "flat", config, labels=path / "kit" / "truth.txt")
-    (path / "kit" / "truth.txt").write_bytes(b"\xff\xfe")
+    (path / "kit" / "truth.txt").write_bytes(b"\xff\xfe1")
     with pytest.raises(ValueError, match=r"truth\.txt is no text"):
         ImageNetFolder(path / "flat", config, labels=path / "kit" / "truth.txt")
 
@@ -448,11 +449,14 @@ def test_other_folders_are_classes_in_order(imagenet):
     for folder in ("2", "10"):
         (path / "numbered" / folder).mkdir(parents=True)
         shutil.copy(path / "flat" / "ILSVRC2012_val_0.JPEG", path / "numbered" / folder / "a.JPEG")
-    dataset = ImageNetFolder(path / "numbered", lrp_jax.ViTConfig(image_size=16, patch_size=8, num_classes=2))
+    with pytest.warns(UserWarning, match="the folder '2' is class 0 by order of numbers"):
+        dataset = ImageNetFolder(path / "numbered", lrp_jax.ViTConfig(image_size=16, patch_size=8, num_classes=2))
     assert [(dataset.key(i), int(dataset.sample(i).labels[0])) for i in range(2)] == [("2/a.JPEG", 0), ("10/a.JPEG", 1)]
-    for count, names in ((3, ()), (3, ("b", "n01440764", "n02123045"))):
-        config = lrp_jax.ViTConfig(image_size=16, patch_size=8, num_classes=count, class_names=names)
-        assert int(ImageNetFolder(path / "val", config).sample(0).labels[0]) == 0
+    config = lrp_jax.ViTConfig(image_size=16, patch_size=8, num_classes=3)
+    assert int(ImageNetFolder(path / "val", config).sample(0).labels[0]) == 0
+    config = dataclasses.replace(config, class_names=("b", "n01440764", "n02123045"))
+    with pytest.raises(ValueError, match="such as 'n01440764', but not 'n15075141'"):
+        ImageNetFolder(path / "val", config)
     config = lrp_jax.ViTConfig(image_size=16, patch_size=8, num_classes=5)
     with pytest.raises(ValueError, match="3 folders, the model has 5 classes, and 'n01440764' is none"):
         ImageNetFolder(path / "val", config)
@@ -473,6 +477,7 @@ def test_command_line(single, imagenet, tmp_path, monkeypatch, capsys):
     words += ["--method", "raw_attention", "--batch-size", "4"]
     assert cli.main(words) == 1
     out, err = capsys.readouterr()
+    assert out.startswith("3 folders by synset: n01440764 is 0, n02123045 is 281, n15075141 is 999\n")
     assert "clean accuracy" in out
     assert "5 images, raw_attention: lrp_jax_results/perturbation-raw_attention" in out
     assert "skipped: n01440764/ILSVRC2012_val_1.JPEG" in err
@@ -505,6 +510,36 @@ def test_command_line(single, imagenet, tmp_path, monkeypatch, capsys):
     ):
         assert cli.main(words + more) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["saliency", "occlusion"])
+def test_maps_are_drawn_by_their_sign(small, tmp_path, monkeypatch, method):
+    drawn = []
+    monkeypatch.setattr(evaluate, "panel", lambda *panel, **how: drawn.append(how) or lrp_jax.panel(*panel, **how))
+    evaluate.draw_maps(*small, DigitDataset(2), tmp_path / "maps.png", method=method, images=1)
+    assert drawn == [{"signed": lrp_jax.METHODS[method].signed}]
+
+
+def test_how_pictures_were_labelled_is_printed(tmp_path, capsys):
+    for picture in ("2/a.png", "10/a.png", "flat/a.png"):
+        (tmp_path / "set" / picture).parent.mkdir(parents=True)
+        (tmp_path / "set" / picture).touch()
+    config = lrp_jax.ViTConfig(image_size=16, patch_size=8, num_classes=3)
+    words = ["evaluate", "sanity", "--dataset", str(tmp_path / "set")]
+    cli._dataset(cli._parser().parse_args(words), config)
+    out, err = capsys.readouterr()
+    assert out == ("3 folders by order of names, as torchvision's ImageFolder: 10 is 0, 2 is 1, flat is 2\n")
+    assert err == (
+        f"lrp-jax: warning: {tmp_path / 'set'}: the folder '10' is class 0 by order of names, as torchvision's "
+        "ImageFolder, but would be class 1 by order of numbers (2 of 3 folders differ); a file of labels says what is "
+        "meant.\n"
+    )
+    labels = tmp_path / "labels.csv"
+    labels.write_text("set/2/a.png,2\nset/10/a.png,0\nset/flat/a.png,1\nset/b.png,1\n")
+    cli._dataset(cli._parser().parse_args([*words, "--labels", str(labels)]), config)
+    out, err = capsys.readouterr()
+    assert out == f"{labels}: 4 labels, by index, 1 of them of pictures that are not there\n"
+    assert not err
 
 
 def test_tables_of_an_imagenet_folder(single, imagenet, masked, tmp_path, capsys):

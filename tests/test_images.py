@@ -1,8 +1,11 @@
 """Pictures of every kind, in and out."""
 
+import sys
+
+import jax
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 import lrp_jax
 from lrp_jax import images
@@ -86,6 +89,54 @@ def test_unreadable_files(tmp_path, pixels):
         lrp_jax.read_image(tmp_path / "float.tif")
 
 
+def box(brands):
+    """The head of a file of HEIF's family."""
+    return (16 + len(brands[4:])).to_bytes(4) + b"ftyp" + brands[:4] + bytes(4) + brands[4:] + bytes(100)
+
+
+@pytest.mark.parametrize("name", ["a.heic", "a.HEIF", "a.jpg", "a"])
+@pytest.mark.parametrize("brands", [b"heic", b"mif1heic", b"heixmif1", b"isomheic", b"msf1hevc"])
+def test_without_the_extra_it_is_named(tmp_path, monkeypatch, name, brands):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.setattr(Image, "EXTENSION", {k: v for k, v in Image.registered_extensions().items() if k != ".heic"})
+    (tmp_path / name).write_bytes(box(brands))
+    with pytest.raises(ValueError, match=rf'{name} is a HEIF or AVIF picture: .*pip install "lrp-jax\[heif\]"'):
+        lrp_jax.read_image(tmp_path / name)
+    (tmp_path / name).write_bytes(box(b"isommp42"))
+    with pytest.raises(ValueError, match="is not a picture of a known format"):
+        lrp_jax.read_image(tmp_path / name)
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+def test_avif(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    picture = Image.new("RGB", (32, 16), "red")
+    assert np.abs(read_back(tmp_path / "a.avif", picture).astype(int) - np.asarray(picture)).max() < 10
+    (tmp_path / "a.avif").write_bytes((tmp_path / "a.avif").read_bytes()[:60])
+    with pytest.raises(ValueError, match=r"a\.avif is (a damaged|not a) picture"):
+        lrp_jax.read_image(tmp_path / "a.avif")
+
+
+def test_heic(tmp_path):
+    """By its content, whatever the suffix, and upright."""
+    heif = pytest.importorskip("pillow_heif")
+    pixels = np.zeros((32, 64, 3), np.uint8)
+    pixels[:16, :32] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name in ("a.heic", "a.jpg"):
+        heif.from_pillow(Image.fromarray(pixels)).save(tmp_path / "a.heic", quality=-1)
+        (tmp_path / "a.heic").rename(tmp_path / name)
+        assert np.abs(np.asarray(lrp_jax.read_image(tmp_path / name)).astype(int) - pixels).max() < 10
+    heif.register_heif_opener()
+    Image.fromarray(pixels).save(tmp_path / "b.heic", exif=exif.tobytes(), quality=-1)
+    turned = np.asarray(lrp_jax.read_image(tmp_path / "b.heic")).astype(int)
+    assert np.abs(turned - np.rot90(pixels, -1)).max() < 10
+    (tmp_path / "b.heic").write_bytes((tmp_path / "b.heic").read_bytes()[:200])
+    with pytest.raises(ValueError, match=r"b\.heic is (a damaged|not a) picture"):
+        lrp_jax.read_image(tmp_path / "b.heic")
+
+
 def test_preprocess_normalises(pixels):
     config = lrp_jax.ViTConfig(image_size=(20, 30), patch_size=10, mean=(0.1, 0.2, 0.3), std=(0.5, 1.0, 2.0))
     actual = lrp_jax.preprocess(Image.fromarray(pixels), config)
@@ -167,6 +218,34 @@ def test_overlay(pixels):
         lrp_jax.overlay(image, heat * np.nan)
 
 
+BLUE, NEUTRAL, RED = [59, 76, 192], [221, 220, 220], [180, 4, 38]
+
+
+def test_signed_overlay(pixels):
+    """Zero is neutral wherever the values lie, and one scale holds on both sides of it."""
+    image = Image.fromarray(pixels)
+    grey = np.asarray(image.convert("L")).astype(float)[..., None]
+
+    def covered(colour, cover):
+        return (1 - cover) * grey + cover * np.array(colour)
+
+    def shown(heat):
+        return np.asarray(lrp_jax.overlay(image, heat, signed=True)).astype(int)
+
+    np.testing.assert_allclose(shown(np.zeros((20, 30))), covered(NEUTRAL, 0.3), atol=0.51)
+    np.testing.assert_allclose(shown(np.full((20, 30), 5.0)), covered(RED, 0.7), atol=0.51)
+    np.testing.assert_allclose(shown(np.full((20, 30), -1e-9)), covered(BLUE, 0.7), atol=0.51)
+    heat = np.full((20, 30), 2.0)
+    heat[0, :3] = -1, 0, 1e6  # half as far below; nothing; a pixel that does not set the scale
+    actual = shown(heat)
+    np.testing.assert_allclose(actual[0, 0], covered([141, 176, 254], 0.5)[0, 0], atol=0.51)
+    np.testing.assert_allclose(actual[0, 1], covered(NEUTRAL, 0.3)[0, 1], atol=0.51)
+    np.testing.assert_allclose(actual[0, 2:], covered(RED, 0.7)[0, 2:], atol=0.51)
+    few = np.zeros((20, 30))
+    few[5, 7] = -3  # a single pixel: more than 99 % are zero
+    np.testing.assert_allclose(shown(few)[5, 7], covered(BLUE, 0.7)[5, 7], atol=0.51)
+
+
 def test_panel(pixels):
     image = Image.fromarray(pixels)
     shown = lrp_jax.panel(
@@ -177,6 +256,16 @@ def test_panel(pixels):
     assert shown.height > 224
     with pytest.raises(ValueError, match="for 1 captions"):
         lrp_jax.panel(image, np.zeros((2, 4, 4)), ["one"])
+    maps = np.random.default_rng(0).normal(size=(2, 4, 4))
+    drawn = {
+        signs: np.asarray(lrp_jax.panel(image, maps, "ab", signed=signs)) for signs in (False, True, (False, True))
+    }
+    half = drawn[False].shape[1] * 2 // 3
+    np.testing.assert_array_equal(drawn[False, True][:, :half], drawn[False][:, :half])
+    np.testing.assert_array_equal(drawn[False, True][:, half:], drawn[True][:, half:])
+    assert (drawn[False] != drawn[True]).any()
+    with pytest.raises(ValueError, match="shape"):
+        lrp_jax.panel(image, maps, "ab", signed=(True, False, True))
 
 
 def test_masks_are_above_zero(tmp_path):
@@ -212,3 +301,14 @@ def test_masks_are_above_zero(tmp_path):
     (tmp_path / "bit.png").write_bytes(b"no mask")
     with pytest.raises(ValueError, match="not a picture of a known format"):
         images.read_mask(tmp_path / "bit.png")
+
+
+@pytest.mark.parametrize("name", lrp_jax.METHODS)
+def test_signed_methods_are_those_with_values_below_zero(name):
+    config = lrp_jax.ViTConfig(image_size=16, patch_size=8, width=8, depth=2, num_heads=2, mlp_dim=8, num_classes=3)
+    model = lrp_jax.ViT(config)
+    image = np.random.default_rng(0).standard_normal((16, 16, 3), np.float32)
+    params = jax.tree.map(lambda p: p * 3, model.init(jax.random.key(0), image)["params"])
+    few = {"smoothgrad": {"samples": 2}, "integrated_gradients": {"steps": 2}, "rise": {"masks": 8}}.get(name, {})
+    relevance = lrp_jax.explain(model, params, image[None], np.arange(3)[None], method=name, **few).relevance
+    assert bool((relevance < 0).any()) == lrp_jax.METHODS[name].signed
