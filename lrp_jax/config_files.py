@@ -23,6 +23,8 @@ PICTURES = frozenset({"mean", "std", "interpolation", "resize"})
 #: the image; ``"cover"``: to the smallest size that covers it.
 Enlarge = float | tuple[float, float] | str | None
 
+# What a caller may give instead of what a file says; the rest is for the weights to say.
+_OPEN = PICTURES | {"num_heads", "gelu", "norm_epsilon", "final_norm_epsilon", "readout", "multi_label", "class_names"}
 _CONFIG, _PROCESSOR = "config.json", "preprocessor_config.json"
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 _CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
@@ -48,11 +50,13 @@ class Told:
 
     Attributes:
         facts: in the order of the files; the last of a name holds.
-        notes: what is not done as a file says, and what is not known, a sentence each.
+        notes: what is not done as a file says, a sentence each.
+        unknown: the fields that are in no table, a sentence a file.
     """
 
     facts: list[Fact] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
+    unknown: list[str] = dataclasses.field(default_factory=list)
 
     def get(self, name: str, default: Any = None) -> Any:
         """The value of the last fact of a name."""
@@ -164,19 +168,23 @@ _descriptions = _reader(
     "an object of names and texts",
     lambda value: isinstance(value, dict) and all(isinstance(text, str) for text in value.values()),
 )
-_SIZES = ({"height", "width"}, {"shortest_edge"}, {"shortest_edge", "longest_edge"}, {"longest_edge"})
-_size = _reader(
-    "a whole number, a list of rows and columns, or an object of height and width or of shortest_edge",
-    lambda value: (
-        _is_count(value)
-        or _is_pair(value)
-        or (
-            isinstance(value, dict)
-            and {edge for edge in value if value[edge] is not None} in (*_SIZES, {"max_height", "max_width"})
-            and all(_is_count(edge) for edge in value.values() if edge is not None)
-        )
-    ),
-)
+
+
+def _size(*forms: set[str]) -> Reader:
+    """A size of pictures, as a number, a pair or an object whose keys are one of the forms."""
+    objects = " or of ".join(" and ".join(sorted(form)) for form in forms)
+    return _reader(
+        f"a whole number, a list of rows and columns, or an object of {objects}",
+        lambda value: (
+            _is_count(value)
+            or _is_pair(value)
+            or (
+                isinstance(value, dict)
+                and {edge for edge in value if value[edge] is not None} in forms
+                and all(_is_count(edge) for edge in value.values() if edge is not None)
+            )
+        ),
+    )
 
 
 class Field(NamedTuple):
@@ -200,8 +208,12 @@ def _partly(becomes: str, read: Reader) -> Field:
     return Field(becomes, read, direct=False)
 
 
+#: The row of a field that changes neither logits nor pictures.
+NO_EFFECT = Field("", lambda value: value)
+
+
 def _no_effect(*names: str) -> dict[str, Field]:
-    return dict.fromkeys(names, Field("", lambda value: value))
+    return dict.fromkeys(names, NO_EFFECT)
 
 
 _GELUS = {
@@ -261,7 +273,7 @@ TRANSFORMERS: Table = {
     "hidden_size": Field("width", _count),
     "num_hidden_layers": Field("depth", _count),
     "num_attention_heads": Field("num_heads", _count),
-    "head_dim": Field("head_dim", _count),
+    "head_dim": _partly("num_heads", _count),
     "intermediate_size": Field("mlp_dim", _count),
     "mlp_ratio": Field("mlp_ratio", _positive),
     "hidden_act": Field("gelu", _of(_GELUS)),
@@ -279,16 +291,18 @@ TRANSFORMERS: Table = {
     **_no_effect("stage_names"),
 }
 
+_EDGES = {"height", "width"}
+_OTHER_SIZES = ({"shortest_edge"}, {"shortest_edge", "longest_edge"}, {"longest_edge"}, {"max_height", "max_width"})
 _RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's numbers
 
 #: preprocessor_config.json of transformers: the fields of :data:`PROCESSORS`.
 PROCESSOR: Table = {
     "do_resize": _partly("resize", _flag),
-    "size": _partly("resize", _size),
+    "size": _partly("resize", _size(_EDGES, *_OTHER_SIZES)),
     "default_to_square": _partly("resize", _flag),
     "resample": _partly("interpolation", _of(dict(enumerate(_RESAMPLING)) | {name: name for name in _RESAMPLING})),
     "do_center_crop": _partly("resize", _flag),
-    "crop_size": _partly("resize", _size),
+    "crop_size": _partly("resize", _size(_EDGES)),
     "do_rescale": _partly("mean std", _flag),
     "rescale_factor": _partly("mean std", _positive),
     "do_normalize": _partly("mean std", _flag),
@@ -404,7 +418,7 @@ TIMM_ARCHITECTURES: dict[str, dict[str, Any]] = {
     r"vit_base_patch\d+_gap_\d+": {"num_heads": 16},
     r"vit_base_patch\d+_plus_.*": {"num_heads": 14},
     r"vit_giant_patch\d+_(reg\d_)?(dinov2|tipsv2)": {"num_heads": 24, "gelu": "silu"},
-    r"vit_\w+_clip_\w+": {"norm_epsilon": 1e-5, "final_norm_epsilon": 1e-5},
+    r"vit_\w+_clip_\w+": {"norm_epsilon": 1e-5},
     r"vit_\w+_clip_quickgelu_\d+": {"gelu": "quick"},
     rf"vit_(?=\w*siglip){_TANH_SIGLIP}\w*": {"gelu": "tanh"},
 }
@@ -427,23 +441,20 @@ def read_config_files(folder: Path, given: frozenset[str] = frozenset()) -> Told
         ValueError: a file is no JSON object, or a field has a value of the wrong type, or one that is not known or that
             nothing here computes.
     """
-    told, unknown = Told(), _Unknown()
+    told, unknown = Told(), dict[str, list[str]]()
     reading = _Reading(told, unknown, given)
     config = _json(folder / _CONFIG)
     is_timm = "architecture" in config or "pretrained_cfg" in config
     (_timm if is_timm else _transformers)(config, reading)
     if (folder / _PROCESSOR).exists() and not given >= PICTURES:
         _processor(_json(folder / _PROCESSOR), config.get("model_type"), reading)
-    told.notes += [f"{file}: not known here, and not used: {', '.join(names)}" for file, names in unknown.items()]
+    told.unknown += [f"{file}: not known here, and not used: {', '.join(names)}" for file, names in unknown.items()]
     return told
-
-
-_Unknown = dict[str, list[str]]
 
 
 class _Reading(NamedTuple):
     told: Told
-    unknown: _Unknown
+    unknown: dict[str, list[str]]
     given: frozenset[str]
 
     def read(self, file: str, content: Mapping[str, Any], table: Table, within: str = "") -> dict[str, Any]:
@@ -462,7 +473,9 @@ class _Reading(NamedTuple):
             try:
                 values[field] = row.read(value)
             except ValueError as error:
-                raise ValueError(f"{origin}, {error}.") from error
+                python, shell = (f"{sign} and ".join(names) + sign for sign in ("=", "=VALUE"))
+                option = f"; {python} or --set {shell} overrides it" if names and _OPEN.issuperset(names) else ""
+                raise ValueError(f"{origin}, {error}{option}.") from error
             if row.direct:
                 self.told.tell(origin, **dict.fromkeys(names, values[field]))
         return values
@@ -518,6 +531,8 @@ def _transformers(config: dict[str, Any], reading: _Reading) -> None:
     if config.get("use_swiglu_ffn") is True:
         config = config | {"hidden_act": None}  # it is silu, whatever the file says
     values = reading.read(_CONFIG, config, TRANSFORMERS)
+    if values.get("head_dim", 0) * values.get("num_attention_heads", 0) not in (0, values.get("hidden_size")):
+        raise ValueError(f"{_CONFIG}: head_dim is {values['head_dim']}, expected hidden_size over num_attention_heads.")
     names = values.get("id2label", {})
     _class_names(f"{_CONFIG}: id2label", names, len(names), reading)
     _any_transformers(config, values, reading.told)
@@ -528,9 +543,9 @@ def _timm(config: dict[str, Any], reading: _Reading) -> None:
         inner = {name: value for name, value in config.items() if name in TIMM_PICTURES.keys() - TIMM.keys()}
         config = {name: value for name, value in config.items() if name not in inner} | {"pretrained_cfg": inner}
     values = reading.read(_CONFIG, config, TIMM)
-    if "architecture" in values:
-        _architecture(values["architecture"], reading.told)
     arguments = reading.read(_CONFIG, values.get("model_args", {}), TIMM_ARGUMENTS, "model_args.")
+    if "architecture" in values:
+        _architecture(values["architecture"], reading)
     inner = reading.read(_CONFIG, values.get("pretrained_cfg", {}), TIMM_PICTURES, "pretrained_cfg.")
     if inner and not reading.given >= PICTURES:
         _timm_pictures(f"{_CONFIG}: pretrained_cfg", inner, reading)
@@ -543,16 +558,16 @@ def _timm(config: dict[str, Any], reading: _Reading) -> None:
         reading.told.tell(
             f"{_CONFIG}: pretrained_cfg.num_classes is {said['num_classes']}", num_classes=said["num_classes"]
         )
-    names = next((said[name] for name in ("label_names", "labels", "id2label") if said.get(name)), {})
+    names: dict[int, str] = next((said[name] for name in ("label_names", "labels", "id2label") if said.get(name)), {})
     descriptions = said.get("label_descriptions", {})
     described = {number: descriptions.get(name, name) for number, name in names.items()}
     _class_names(f"{_CONFIG}: label_names", described, said.get("num_classes") or max(names, default=-1) + 1, reading)
     _any_transformers(config, values, reading.told)
 
 
-def _architecture(name: str, told: Told) -> None:
-    """What timm's name of a model says."""
-    origin = f"{_CONFIG}: architecture is {name!r}"
+def _architecture(name: str, reading: _Reading) -> None:
+    """What timm's name of a model says, beside what its arguments and the caller say."""
+    told, origin = reading.told, f"{_CONFIG}: architecture is {name!r}"
     if re.fullmatch(_TIMM_POST_NORM, name):
         raise ValueError(
             f"{origin}, whose blocks have their layer norms after attention and MLP, as no model here has."
@@ -561,10 +576,12 @@ def _architecture(name: str, told: Told) -> None:
     if match is None:
         told.notes.append(f"{origin}, which is not known here")
         return
-    told.tell(origin, num_heads=_HEADS_OF_SIZE[match["size"]], gelu="exact", norm_epsilon=1e-6, final_norm_epsilon=1e-6)
+    says = {"num_heads": _HEADS_OF_SIZE[match["size"]], "gelu": "exact", "norm_epsilon": 1e-6}
     for pattern, values in TIMM_ARCHITECTURES.items():
         if re.fullmatch(pattern, name):
-            told.tell(origin, **values)
+            says |= values
+    says["final_norm_epsilon"] = says["norm_epsilon"]
+    told.tell(origin, **{name: v for name, v in says.items() if name not in reading.given and told.get(name) is None})
 
 
 def _timm_pictures(file: str, values: Mapping[str, Any], reading: _Reading) -> None:
@@ -572,7 +589,8 @@ def _timm_pictures(file: str, values: Mapping[str, Any], reading: _Reading) -> N
     told = reading.told
     defaults = {"crop_pct": 0.875, "crop_mode": "center", "interpolation": "bicubic", "input_size": (3, 224, 224)}
     values = {**defaults, **_IMAGENET, **values}
-    told.tell(file, mean=values["mean"], std=values["std"])
+    for name in ("mean", "std"):
+        told.tell(f"{file}.{name} is {values[name]}", **{name: values[name]})
     _interpolation(f"{file}.interpolation", values["interpolation"], told)
     if "resize" in reading.given:
         return
@@ -629,8 +647,8 @@ def _processor(content: dict[str, Any], model_type: Any, reading: _Reading) -> N
     scale = 255 * (values.get("rescale_factor", 1 / 255) if values.get("do_rescale", True) else 1)
     scale = 1 if math.isclose(scale, 1, rel_tol=1e-6) else scale
     for name in ("mean", "std"):
-        if f"image_{name}" in values:
-            told.tell(f"{_PROCESSOR}: image_{name}", **{name: tuple(v / scale for v in values[f"image_{name}"])})
+        if value := values.get(f"image_{name}"):
+            told.tell(f"{_PROCESSOR}: image_{name} is {value}", **{name: tuple(v / scale for v in value)})
     if "resample" in values:
         _interpolation(f"{_PROCESSOR}: resample", values["resample"], told)
     if values.get("do_pad"):

@@ -248,11 +248,11 @@ _HEADS: dict[int | tuple[int, int], int] = {
 }
 _OTHER_HEADS = {384: " (a ViT-S of MoCo v3 has 12)", 768: " (timm's vit_base_patch16_gap has 16)"}
 _READOUTS = {"class": "the class token", "mean": "the mean of the patches"}
-# Of timm's models, by what the weights show; the first that holds.
-_GELU_NOTES = (
-    ("pre_norm", "as CLIP of LAION has it (CLIP of OpenAI, MetaCLIP and DFN have gelu=quick)"),
-    ("attention", "as SigLIP has it in timm (most of SigLIP 2 have gelu=tanh)"),
-)
+# Of timm's models, by what the weights show.
+_GELU_NOTES = {
+    "pre_norm": "as CLIP of LAION has it (CLIP of OpenAI, MetaCLIP and DFN have gelu=quick)",
+    "attention": "as SigLIP has it in timm (most of SigLIP 2 have gelu=tanh)",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -347,9 +347,12 @@ def convert_with_summary(
     _bring_into_form(weights)
     notes: list[str] = []
     shown = _shown(family, weights, _heads(arrays), notes)
-    grid = _agree(told, shown, weights)
+    _agree(told, shown)
+    grid = _told_grid(told, shown)
     config = _configure(FAMILIES[family], shown, grid, told, preset, fields)
-    notes += _assumptions(FAMILIES[family], shown, told, given, preset, config) + told.notes
+    settled = given | frozenset(fact.name for fact in told.facts if fact.name != "image_size")
+    notes += [*_assumed_of_model(FAMILIES[family], shown, settled, config), *told.notes]
+    notes += [*_assumed_of_pictures(told, settled, preset, config), *told.unknown]
     parameters = _parameters(config, grid, weights, notes)
     model = ViT(config)
     return Conversion(model, unflatten_params(model, parameters), family, ignored, notes)
@@ -474,8 +477,7 @@ def _shown(family: str, weights: Weights, heads: int | None, notes: list[str]) -
         "class_token": "cls_token" in weights,
         "pre_norm": "norm_pre.weight" in weights,
         "norm_after_readout": "norm_after.weight" in weights,
-        "positions": positions,
-        "square": next((grid for p in _prefixes(weights) if (grid := _square(positions - p))), None),
+        "patches": tuple(positions - prefix for prefix in _prefixes(weights)),
         "readouts": _readouts(weights, features == 2 * width),
         **({"num_heads": heads} if heads else {}),
         **({"num_classes": classes} if classes else {}),
@@ -496,64 +498,64 @@ def _readouts(weights: Weights, double: bool) -> tuple[str, ...]:
     return ("mean", "class") if "norm_after.weight" in weights else ("class", "mean")
 
 
-# How a file's value agrees with what weights show, where that is more than to be the same.
-_AGREEMENT: dict[str, Callable[[Any, dict[str, Any]], bool]] = {
-    "num_heads": lambda heads, shown: shown["width"] % heads == 0 and heads == shown.get("num_heads", heads),
-    "head_dim": lambda size, shown: shown["width"] % size == 0,
-    # int() as transformers and timm round; gated MLPs have two thirds of it, rounded up to 8, or a half.
-    "mlp_ratio": lambda ratio, shown: (
-        shown["mlp_dim"]
-        in (
-            ((h := int(shown["width"] * ratio)) // 2, (int(h * 2 / 3) + 7) // 8 * 8)
-            if shown["swiglu"]
-            else (int(shown["width"] * ratio),)
-        )
+_DISTILLED = ("class", "distilled")  # timm calls both tokens "token"
+# How a file's value agrees with the facts of the weights that are named, where that is more than to be the same.
+_AGREEMENT: dict[str, tuple[tuple[str, ...], Callable[[Any, dict[str, Any]], bool]]] = {
+    "num_heads": (("width",), lambda heads, w: w["width"] % heads == 0 and heads == w.get("num_heads", heads)),
+    "mlp_ratio": (
+        ("width", "mlp_dim"),
+        lambda ratio, w: w["mlp_dim"] in _mlp_dims(int(w["width"] * ratio), w["swiglu"]),
     ),
-    "gelu": lambda gelu, shown: (gelu == "silu") == shown["swiglu"],
-    "readout": lambda readout, shown: (
-        readout in (*shown["readouts"], *(["class"] * ("distilled" in shown["readouts"])))
-    ),
-    "mean": lambda mean, shown: len(mean) in (1, shown["channels"]),
-    "std": lambda std, shown: len(std) in (1, shown["channels"]),
+    "gelu": (("swiglu",), lambda gelu, w: (gelu == "silu") == w["swiglu"]),
+    "readout": (("readouts",), lambda readout, w: readout in w["readouts"] or (readout, *w["readouts"]) == _DISTILLED),
+    "mean": (("channels",), lambda mean, w: len(mean) in (1, w["channels"])),
+    "std": (("channels",), lambda std, w: len(std) in (1, w["channels"])),
+    "image_size": (("patch_size", "patches"), lambda size, w: math.prod(_grid(size, w["patch_size"])) in w["patches"]),
 }
 
 
-def _agree(told: Told, shown: dict[str, Any], weights: Weights) -> Grid | None:
-    """Hold what the files say against the weights; the grid of the position embeddings, if it is said."""
-    patch, positions = shown["patch_size"], shown["positions"]
-    grids = {}
+def _grid(size: Grid, patch: Grid) -> Grid:
+    return (size[0] // patch[0], size[1] // patch[1])
+
+
+def _told_grid(told: Told, shown: dict[str, Any]) -> Grid | None:
+    """The grid of the position embeddings, if a file says so: by the trained size, or by that of the pictures."""
+    sizes = (told.get(name) for name in ("image_size", "pictures"))
+    grids = [_grid(size, shown["patch_size"]) for size in sizes if size]
+    return next((grid for grid in grids if math.prod(grid) in shown["patches"]), None)
+
+
+def _mlp_dims(hidden: int, gated: bool) -> tuple[int, ...]:
+    """The MLP widths that a ratio may stand for: of gated MLPs timm has a half, transformers two thirds rounded up."""
+    return (hidden // 2, (int(hidden * 2 / 3) + 7) // 8 * 8) if gated else (hidden,)
+
+
+def _agree(told: Told, shown: dict[str, Any]) -> None:
+    """Hold what the files say against what the weights show."""
     for name, value, origin in told.facts:
-        agrees = _AGREEMENT.get(name, lambda value, shown, name=name: value == shown.get(name, value))(value, shown)
-        if name in ("image_size", "pictures"):
-            grids[name] = value[0] // patch[0], value[1] // patch[1]
-            fits = any(math.prod(grids[name]) == positions - prefix for prefix in _prefixes(weights))
-            agrees = fits or name == "pictures"
-            if not fits:
-                del grids[name]
-        if not agrees:
-            facts = ("width", "mlp_dim", "patch_size", "channels", "positions", "readouts", "swiglu")
-            have = [name] if name in shown else [*filter(shown.get, facts)]
-            found = ", ".join(f"{name} {shown[name]}" for name in have)
+        facts, agrees = _AGREEMENT.get(name, ((name,), lambda value, shown, name=name: value == shown.get(name, value)))
+        if not agrees(value, shown):
+            found = ", ".join(f"{fact} {shown[fact]}" for fact in facts)
             raise ValueError(
                 f"{origin}, which does not fit the weights ({found}): the file is of other weights. Move it away, or "
                 "put theirs in its place."
             )
-    return grids.get("image_size", grids.get("pictures"))
 
 
 def _configure(
     family: Family, shown: dict[str, Any], grid: Grid | None, told: Told, preset: str, fields: dict[str, Any]
 ) -> ViTConfig:
     """The configuration that the weights, the files beside them and the caller tell."""
-    width, (p_rows, p_cols) = shown["width"], shown["patch_size"]
+    width, patch = shown["width"], shown["patch_size"]
     known = {field.name for field in dataclasses.fields(ViTConfig)}
     said = {fact.name: fact.value for fact in told.facts if fact.name in known - {"image_size", "readout"}}
     if shown["swiglu"]:
         said.pop("gelu", None)
-    grid = grid or shown["square"]
-    size = fields.get("image_size") or (grid and (grid[0] * p_rows, grid[1] * p_cols))
+    grid = grid or next(filter(None, map(_square, shown["patches"])), None)
+    size = fields.get("image_size") or (grid and (grid[0] * patch[0], grid[1] * patch[1]))
     if size is None:
-        raise ValueError(f"the {shown['positions']} positions of pos_embed are no square: image_size= must be given.")
+        positions = shown["patches"][-1]
+        raise ValueError(f"the {positions} positions of pos_embed are no square: image_size= must be given.")
     heads = said.get("num_heads") or _HEADS.get((width, shown["mlp_dim"])) or _HEADS.get(width)
     if not (heads or fields.get("num_heads") or "num_heads" in shown):
         raise ValueError(f"the weights do not tell the number of heads of a model of width {width}: give num_heads=.")
@@ -585,48 +587,54 @@ def _resize(enlarge: Enlarge, rows: int, cols: int) -> dict[str, Any]:
     return {"resize": None if isinstance(enlarge, str) else int(max(rows, cols) * enlarge + 1e-6)}
 
 
-def _assumptions(
-    family: Family, shown: dict[str, Any], told: Told, given: frozenset[str], preset: str, config: ViTConfig
-) -> list[str]:
-    """What neither the weights nor a file nor the caller told, and how to tell it."""
-    known = given | {fact.name for fact in told.facts} | ({"resize"} if told.get("enlarge", 0) != 0 else set())
-    notes = []
-    open_ = [name for name in family.varying if name not in known | shown.keys()]
-    if "num_heads" in open_:
-        notes.append(
+def _assumed_of_model(family: Family, shown: dict[str, Any], settled: frozenset[str], config: ViTConfig) -> list[str]:
+    """What of the logits nobody told, and how to tell it."""
+    notes = {}
+    if "num_heads" not in shown:
+        notes["num_heads"] = (
             f"{config.num_heads} heads are assumed, as published for width {config.width}"
             f"{_OTHER_HEADS.get(config.width, '')}; num_heads= or --num-heads changes it"
         )
-    if "readout" in open_ and len(shown["readouts"]) > 1:
+    if len(shown["readouts"]) > 1:
         other = next(name for name in shown["readouts"] if name != config.readout)
-        notes.append(
+        notes["readout"] = (
             f"the head is assumed to read {_READOUTS[config.readout]}, not {_READOUTS[other]}; readout= or --set "
             f"readout={other} changes it"
         )
-    if "gelu" in open_ and not config.swiglu:
-        has = next(
-            (text for name, text in _GELU_NOTES if name == config.readout or shown.get(name) is True), "the default"
+    if not config.swiglu:
+        cause = "pre_norm" if config.pre_norm else config.readout
+        notes["gelu"] = (
+            f"the {config.gelu} GELU is assumed, {_GELU_NOTES.get(cause, 'as is usual')}; gelu= or --set gelu=VALUE "
+            "changes it"
         )
-        notes.append(f"the {config.gelu} GELU is assumed, {has}; gelu= or --set gelu=VALUE changes it")
-    if "norm_epsilon" in open_:
-        notes.append(
-            f"layer norm's epsilon is assumed to be {config.norm_epsilon:g}; norm_epsilon= and final_norm_epsilon= or "
-            "--set norm_epsilon=VALUE changes it"
-        )
-    size, trained = told.get("pictures"), config.image_shape[:2]
-    if size and size != trained and "image_size" not in given:
-        notes.append(
-            f"a file prepares pictures at {size[0]} x {size[1]} pixels, the position embeddings are of {trained[0]} x "
-            f"{trained[1]}, which is kept; image_size= or --image-size {size[0]} {size[1]} resamples them"
-        )
-    values = {"mean": config.mean, "std": config.std, "interpolation": config.interpolation, "resize": config.resize}
-    assumed = ", ".join(f"{name} {value}" for name, value in values.items() if name not in known)
+    notes["norm_epsilon"] = (
+        f"layer norm's epsilon is assumed to be {config.norm_epsilon:g}; norm_epsilon= and final_norm_epsilon= or "
+        "--set norm_epsilon=VALUE and final_norm_epsilon=VALUE change it"
+    )
+    return [notes[name] for name in family.varying if name in notes and name not in settled]
+
+
+def _assumed_of_pictures(told: Told, settled: frozenset[str], preset: str, config: ViTConfig) -> list[str]:
+    """What of the pictures and classes nobody told, and how to tell it."""
+    notes = []
+    rows, cols, _ = config.image_shape
+    for _, size, origin in [fact for fact in told.facts if fact.name == "pictures"][-1:]:
+        if size != (rows, cols) and "image_size" not in settled:
+            notes.append(
+                f"{origin} prepares pictures at {size[0]} x {size[1]} pixels, the position embeddings are of {rows} x "
+                f"{cols}, which is kept; image_size= or --image-size {size[0]} {size[1]} resamples them"
+            )
+    values = {name: " ".join(map(str, getattr(config, name))) for name in ("mean", "std")}
+    values |= {"interpolation": config.interpolation, "resize": str(config.resize)}
+    if "enlarge" in settled:
+        values.pop("resize")
+    assumed = [f"{name} {value}" for name, value in values.items() if name not in settled]
     if assumed:
         notes.append(
-            f"pictures: {assumed} {'is' if assumed.count(' ') == 1 else 'are'} assumed, as published for {preset!r}; "
-            "preprocessing= or --preprocessing changes it"
+            f"pictures: {', '.join(assumed)} {'are' if len(assumed) > 1 else 'is'} assumed, as published for "
+            f"{preset!r}; preprocessing= or --preprocessing changes it"
         )
-    if config.num_classes == 1000 and "class_names" not in known:
+    if config.num_classes == 1000 and "class_names" not in settled:
         notes.append("the 1,000 classes are taken for those of ImageNet-1k; class_names= or --labels changes it")
     return notes
 
