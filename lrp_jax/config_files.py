@@ -23,8 +23,8 @@ PICTURES = frozenset({"mean", "std", "interpolation", "resize"})
 #: the image; ``"cover"``: to the smallest size that covers it.
 Enlarge = float | tuple[float, float] | str | None
 
-# What a caller may give instead of what a file says; the rest is for the weights to say.
-_OPEN = PICTURES | {"num_heads", "gelu", "norm_epsilon", "final_norm_epsilon", "readout", "multi_label", "class_names"}
+#: Fields of :class:`lrp_jax.ViTConfig` that a caller may give instead of a file; the weights say the rest.
+OPEN = PICTURES | {"num_heads", "gelu", "norm_epsilon", "final_norm_epsilon", "readout", "multi_label", "class_names"}
 _CONFIG, _PROCESSOR = "config.json", "preprocessor_config.json"
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 _CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
@@ -70,10 +70,12 @@ class Told:
 # Readers: of a JSON value of any type, what it means; the ValueError ends the sentence "field is value, ...".
 
 Reader = Callable[[Any], Any]
+_MOST = 1_000_000
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # Numbers beyond are no sizes, factors or pixels, and overflow further on.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _MOST
 
 
 def _reader(expected: str, test: Callable[[Any], bool], read: Reader = lambda value: value) -> Reader:
@@ -88,7 +90,7 @@ def _reader(expected: str, test: Callable[[Any], bool], read: Reader = lambda va
 
 
 def _is_count(value: Any, least: int = 1) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= _MOST
 
 
 def _is_pair(value: Any) -> bool:
@@ -114,7 +116,7 @@ def _of(known: Mapping[Any, Any]) -> Reader:
 
 def _only(*allowed: Any) -> Reader:
     """What no other value of is computed here."""
-    names = " or ".join(map(repr, (*allowed, None)))
+    names = " or ".join(map(repr, allowed)) or "null"
 
     def reader(value: Any) -> Any:
         if not any(type(value) is type(other) and value == other for other in allowed):
@@ -127,9 +129,9 @@ def _only(*allowed: Any) -> Reader:
 _flag = _reader("true or false", lambda value: isinstance(value, bool))
 _text = _reader("text", lambda value: isinstance(value, str))
 _object = _reader("an object", lambda value: isinstance(value, dict))
-_count = _reader("a whole number of at least 1", _is_count)
-_count_or_0 = _reader("a whole number of at least 0", lambda value: _is_count(value, 0))
-_positive = _reader("a positive number", lambda value: _is_number(value) and value > 0)
+_count = _reader(f"a whole number from 1 to {_MOST}", _is_count)
+_count_or_0 = _reader(f"a whole number from 0 to {_MOST}", lambda value: _is_count(value, 0))
+_positive = _reader(f"a number from {1 / _MOST:g} to {_MOST}", lambda value: _is_number(value) and value >= 1 / _MOST)
 _epsilon = _reader("a number of at least 0", lambda value: _is_number(value) and value >= 0, float)
 _edges = _reader(
     "a whole number or a list of two",
@@ -156,7 +158,7 @@ _names = _reader(
     lambda value: (
         isinstance(value, list | dict)
         and all(isinstance(name, str | int) for name in (value.values() if isinstance(value, dict) else value))
-        and (isinstance(value, list) or all(number.isdecimal() and len(number) < 8 for number in value))
+        and (isinstance(value, list) or all(number.isdecimal() and len(number) <= 6 for number in value))
     ),
     lambda value: (
         {int(number): str(name) for number, name in value.items()}
@@ -474,7 +476,7 @@ class _Reading(NamedTuple):
                 values[field] = row.read(value)
             except ValueError as error:
                 python, shell = (f"{sign} and ".join(names) + sign for sign in ("=", "=VALUE"))
-                option = f"; {python} or --set {shell} overrides it" if names and _OPEN.issuperset(names) else ""
+                option = f"; {python} or --set {shell} overrides it" if names and OPEN.issuperset(names) else ""
                 raise ValueError(f"{origin}, {error}{option}.") from error
             if row.direct:
                 self.told.tell(origin, **dict.fromkeys(names, values[field]))
@@ -545,7 +547,7 @@ def _timm(config: dict[str, Any], reading: _Reading) -> None:
     values = reading.read(_CONFIG, config, TIMM)
     arguments = reading.read(_CONFIG, values.get("model_args", {}), TIMM_ARGUMENTS, "model_args.")
     if "architecture" in values:
-        _architecture(values["architecture"], reading)
+        _architecture(values["architecture"], reading.told)
     inner = reading.read(_CONFIG, values.get("pretrained_cfg", {}), TIMM_PICTURES, "pretrained_cfg.")
     if inner and not reading.given >= PICTURES:
         _timm_pictures(f"{_CONFIG}: pretrained_cfg", inner, reading)
@@ -565,9 +567,9 @@ def _timm(config: dict[str, Any], reading: _Reading) -> None:
     _any_transformers(config, values, reading.told)
 
 
-def _architecture(name: str, reading: _Reading) -> None:
-    """What timm's name of a model says, beside what its arguments and the caller say."""
-    told, origin = reading.told, f"{_CONFIG}: architecture is {name!r}"
+def _architecture(name: str, told: Told) -> None:
+    """What timm's name of a model says, where its arguments do not."""
+    origin = f"{_CONFIG}: architecture is {name!r}"
     if re.fullmatch(_TIMM_POST_NORM, name):
         raise ValueError(
             f"{origin}, whose blocks have their layer norms after attention and MLP, as no model here has."
@@ -581,7 +583,7 @@ def _architecture(name: str, reading: _Reading) -> None:
         if re.fullmatch(pattern, name):
             says |= values
     says["final_norm_epsilon"] = says["norm_epsilon"]
-    told.tell(origin, **{name: v for name, v in says.items() if name not in reading.given and told.get(name) is None})
+    told.tell(origin, **{name: value for name, value in says.items() if told.get(name) is None})
 
 
 def _timm_pictures(file: str, values: Mapping[str, Any], reading: _Reading) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from lrp_jax.checkpoint import listed, unflatten_params
-from lrp_jax.config_files import PICTURES, Enlarge, Told, read_config_files
+from lrp_jax.config_files import OPEN, PICTURES, Enlarge, Told, read_config_files
 from lrp_jax.datasets import imagenet_classes
 from lrp_jax.vit import Params, ViT, ViTConfig, pair
 from lrp_jax.weights import read_weights
@@ -284,8 +284,8 @@ def convert(
     """Turn weights of timm, Hugging Face, torchvision, Google or the paper's authors into a model and its parameters.
 
     Args:
-        source: a file that :func:`lrp_jax.weights.read_weights` reads, or a mapping of names to arrays. Beside a file,
-            Hugging Face's ``config.json`` and ``preprocessor_config.json`` are read as well.
+        source: a file that :func:`lrp_jax.weights.read_weights` reads, or a mapping of names to arrays. The JSON files
+            beside a file are read as well, see :mod:`lrp_jax.config_files`.
         family: a name in :data:`FAMILIES`; None: recognised from the names. ``"authors"`` is never recognised: its
             names are timm's, its final layer norm is not.
         preprocessing: a name in :data:`PREPROCESSING`; None: what the source says, or else its family's.
@@ -347,7 +347,7 @@ def convert_with_summary(
     _bring_into_form(weights)
     notes: list[str] = []
     shown = _shown(family, weights, _heads(arrays), notes)
-    _agree(told, shown)
+    _agree(told, shown, given)
     grid = _told_grid(told, shown)
     config = _configure(FAMILIES[family], shown, grid, told, preset, fields)
     settled = given | frozenset(fact.name for fact in told.facts if fact.name != "image_size")
@@ -530,15 +530,18 @@ def _mlp_dims(hidden: int, gated: bool) -> tuple[int, ...]:
     return (hidden // 2, (int(hidden * 2 / 3) + 7) // 8 * 8) if gated else (hidden,)
 
 
-def _agree(told: Told, shown: dict[str, Any]) -> None:
-    """Hold what the files say against what the weights show."""
+def _agree(told: Told, shown: dict[str, Any], given: frozenset[str]) -> None:
+    """Hold what the files say, and the caller does not, against what the weights show."""
     for name, value, origin in told.facts:
+        if name in given & OPEN:
+            continue
         facts, agrees = _AGREEMENT.get(name, ((name,), lambda value, shown, name=name: value == shown.get(name, value)))
         if not agrees(value, shown):
             found = ", ".join(f"{fact} {shown[fact]}" for fact in facts)
+            option = f", or {name}= or --set {name}=VALUE" if name in OPEN else ""
             raise ValueError(
-                f"{origin}, which does not fit the weights ({found}): the file is of other weights. Move it away, or "
-                "put theirs in its place."
+                f"{origin}, which does not fit the weights ({found}): the file is of other weights. Give the right "
+                f"one{option}, or move it away."
             )
 
 
@@ -595,7 +598,7 @@ def _assumed_of_model(family: Family, shown: dict[str, Any], settled: frozenset[
             f"{config.num_heads} heads are assumed, as published for width {config.width}"
             f"{_OTHER_HEADS.get(config.width, '')}; num_heads= or --num-heads changes it"
         )
-    if len(shown["readouts"]) > 1:
+    if len(shown["readouts"]) > 1 and "readout" not in settled:
         other = next(name for name in shown["readouts"] if name != config.readout)
         notes["readout"] = (
             f"the head is assumed to read {_READOUTS[config.readout]}, not {_READOUTS[other]}; readout= or --set "

@@ -335,6 +335,13 @@ def test_files_of_other_weights_are_refused(tmp_path, name, config, message):
         lrp_jax.convert(folder(tmp_path, name, config))
 
 
+def test_the_caller_has_the_last_word(tmp_path):
+    config = TIMM | {"model_args": {"num_heads": 5}, "pretrained_cfg": {"mean": [0, 0]}, "global_pool": "prr"}
+    source = folder(tmp_path, "timm-vit_base_patch16_224", config)
+    config = lrp_jax.convert(source, num_heads=8, mean=(0.1,), readout="mean", class_names=tuple("abcde"))[0].config
+    assert (config.num_heads, config.mean, config.readout) == (8, (0.1,), "mean")
+
+
 def test_pooling_attention_over_patches_alone_is_refused():
     """As timm has it where tokens stand before the patches."""
     weights, fields, _, _ = case("timm-vit_base_patch16_siglip_224")
