@@ -8,7 +8,6 @@ multiplied into the product before it. Every name of the source and of the model
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 import re
@@ -21,11 +20,13 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from lrp_jax.checkpoint import listed, unflatten_params
+from lrp_jax.config_files import OPEN, PICTURES, Enlarge, Told, read_config_files
 from lrp_jax.labels import imagenet_classes
 from lrp_jax.vit import Params, ViT, ViTConfig, pair
 from lrp_jax.weights import read_weights
 
 Weights = dict[str, np.ndarray]
+Grid = tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,8 @@ class Family:
         ignored: patterns of names that the classifier does not need.
         layout: ``(timm's name, array) -> array`` in torch's layout.
         fields: of the configuration, where the weights do not tell.
-        preprocessing: a name in :data:`PREPROCESSING`.
+        varying: which of the configuration's fields vary within the family although neither names nor shapes tell.
+        preprocessing: the first name in :data:`PREPROCESSING` whose names of timm are all there.
     """
 
     title: str
@@ -48,7 +50,12 @@ class Family:
     ignored: tuple[str, ...] = ()
     layout: Callable[[str, np.ndarray], np.ndarray] = lambda name, array: array
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    preprocessing: str = "timm"
+    varying: tuple[str, ...] = ("num_heads",)
+    preprocessing: tuple[tuple[frozenset[str], str], ...] = ((frozenset(), "hf"),)
+
+
+def _preset(name: str) -> tuple[tuple[frozenset[str], str], ...]:
+    return ((frozenset(), name),)
 
 
 # {} is the number of a block, {p} weight or bias.
@@ -171,9 +178,26 @@ _NO_CLASSIFIER = (r"(?:.*\.)?mask_token", rf"(?:.*\.)?pooler\.dense{_P}")
 
 #: Families of weights by name.
 FAMILIES: dict[str, Family] = {
-    "timm": Family("timm", r"patch_embed\.proj\.weight", _same(*_TIMM_NAMES), _NO_CLASSIFIER),
+    "timm": Family(
+        "timm",
+        r"patch_embed\.proj\.weight",
+        _same(*_TIMM_NAMES),
+        _NO_CLASSIFIER,
+        fields={"norm_epsilon": 1e-6, "final_norm_epsilon": 1e-6},
+        varying=("num_heads", "readout", "gelu", "norm_epsilon"),
+        preprocessing=(
+            (frozenset({"norm_pre.weight"}), "clip"),
+            (frozenset({"dist_token"}), "deit"),
+            (frozenset({"cls_token", "blocks.0.ls1.gamma"}), "deit"),  # DeiT III and DINOv2
+            (frozenset(), "timm"),
+        ),
+    ),
     "authors": Family(
-        "the paper's authors", "$^", _same(*_TIMM_NAMES), fields={"final_norm_epsilon": 1e-5}, preprocessing="timm"
+        "the paper's authors",
+        "$^",
+        _same(*_TIMM_NAMES),
+        fields={"final_norm_epsilon": 1e-5},
+        preprocessing=_preset("timm"),
     ),
     "dinov2": Family(
         "Hugging Face's DINOv2",
@@ -181,7 +205,8 @@ FAMILIES: dict[str, Family] = {
         _HUGGING_FACE,
         _NO_CLASSIFIER,
         fields={"norm_epsilon": 1e-6, "final_norm_epsilon": 1e-6},
-        preprocessing="dinov2",
+        varying=("num_heads", "gelu", "norm_epsilon"),
+        preprocessing=_preset("dinov2"),
     ),
     "hf": Family(
         "Hugging Face's ViT or DeiT",
@@ -189,37 +214,44 @@ FAMILIES: dict[str, Family] = {
         _HUGGING_FACE,
         _NO_CLASSIFIER,
         fields={"norm_epsilon": 1e-12, "final_norm_epsilon": 1e-12},
-        preprocessing="hf",
+        varying=("num_heads", "gelu", "norm_epsilon"),
+        preprocessing=_preset("hf"),
     ),
-    "torchvision": Family("torchvision", r"conv_proj\.weight", _TORCHVISION, preprocessing="torchvision"),
+    "torchvision": Family("torchvision", r"conv_proj\.weight", _TORCHVISION, preprocessing=_preset("torchvision")),
     "google": Family(
         "Google's vision_transformer or big_vision",
         "embedding/kernel",
         _GOOGLE,
         layout=_from_flax,
         fields={"gelu": "tanh"},
-        preprocessing="hf",
     ),
 }
 
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-#: Published preprocessing by name: the enlargement before the crop (None: straight to the size), and fields.
-PREPROCESSING: dict[str, tuple[float | None, dict[str, Any]]] = {
+_CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
+#: Published preprocessing by name: the enlargement before the crop, and fields.
+PREPROCESSING: dict[str, tuple[Enlarge, dict[str, Any]]] = {
     "timm": (1 / 0.9, {"mean": (0.5,), "std": (0.5,), "interpolation": "bicubic"}),
+    "deit": (1 / 0.9, {**_IMAGENET, "interpolation": "bicubic"}),
+    "clip": (1.0, {**_CLIP, "interpolation": "bicubic"}),
     "hf": (None, {"mean": (0.5,), "std": (0.5,), "interpolation": "bilinear"}),
     "torchvision": (256 / 224, {**_IMAGENET, "interpolation": "bilinear"}),
     "dinov2": (256 / 224, {**_IMAGENET, "interpolation": "bicubic"}),
 }
 
-# Heads of the published widths: the variants of ViTConfig, SigLIP's So400m, and the giant of DINOv2.
-_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1152: 16, 1280: 16, 1536: 24}
-_GELUS = {
-    "gelu": "exact",
-    "gelu_new": "tanh",
-    "gelu_fast": "tanh",
-    "gelu_pytorch_tanh": "tanh",
-    "gelu_tanh": "tanh",
-    "quick_gelu": "quick",
+# Heads by width, or by width and MLP width, as published. DeiT (arXiv 2012.12877, table 1): 192 to 768. ViT
+# (2010.11929, table 1): 768 to 1280. g/14 and G/14 (2106.04560, table 2): 1408 and 1664. SoViT-400m (2305.13035): 1152.
+# DINOv2's giant (2304.07193): 1536, but SigLIP 2's (2502.14786). The rest are sizes of timm, of 64 channels a head.
+_HEADS: dict[int | tuple[int, int], int] = {
+    **{192: 3, 256: 4, 320: 5, 384: 6, 512: 8, 640: 10, 768: 12, 832: 13, 896: 14},
+    **{1024: 16, 1152: 16, 1280: 16, 1408: 16, 1536: 24, (1536, 6144): 16, 1664: 16},
+}
+_OTHER_HEADS = {384: " (a ViT-S of MoCo v3 has 12)", 768: " (timm's vit_base_patch16_gap has 16)"}
+_READOUTS = {"class": "the class token", "mean": "the mean of the patches"}
+# Of timm's models, by what the weights show.
+_GELU_NOTES = {
+    "pre_norm": "as CLIP of LAION has it (CLIP of OpenAI, MetaCLIP and DFN have gelu=quick)",
+    "attention": "as SigLIP has it in timm (most of SigLIP 2 have gelu=tanh)",
 }
 
 
@@ -252,8 +284,8 @@ def convert(
     """Turn weights of timm, Hugging Face, torchvision, Google or the paper's authors into a model and its parameters.
 
     Args:
-        source: a file that :func:`lrp_jax.weights.read_weights` reads, or a mapping of names to arrays. Beside a file,
-            Hugging Face's ``config.json`` and ``preprocessor_config.json`` are read as well.
+        source: a file that :func:`lrp_jax.weights.read_weights` reads, or a mapping of names to arrays. The JSON files
+            beside a file are read as well, see :mod:`lrp_jax.config_files`.
         family: a name in :data:`FAMILIES`; None: recognised from the names. ``"authors"`` is never recognised: its
             names are timm's, its final layer norm is not.
         preprocessing: a name in :data:`PREPROCESSING`; None: what the source says, or else its family's.
@@ -290,7 +322,8 @@ def convert_with_summary(
             raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}.")
     if "image_size" in fields:
         fields["image_size"] = pair("image_size", fields["image_size"])
-    told: dict[str, Any] = {}
+    given = frozenset(fields) | (PICTURES if preprocessing else frozenset())
+    told = Told()
     if isinstance(source, Mapping):
         strange = [name for name in source if not isinstance(name, str)]
         if strange:
@@ -300,7 +333,7 @@ def convert_with_summary(
         raise ValueError(f"source must be a path or map names to arrays, got {type(source).__name__}.")
     else:
         arrays = read_weights(source)
-        told = _read_json(Path(source).parent)
+        told = read_config_files(Path(source).parent, given)
     arrays = _without_nests(arrays)
     if family is None:
         family = next((f for f, it in FAMILIES.items() if any(re.fullmatch(it.sign, name) for name in arrays)), None)
@@ -310,63 +343,19 @@ def convert_with_summary(
                 f"{', '.join(it.title for it in FAMILIES.values())}; it holds {listed(sorted(arrays), 5) or 'nothing'}."
             )
     weights, ignored = _translate(FAMILIES[family], arrays)
-    heads = _heads(arrays)
+    preset = preprocessing or next(name for names, name in FAMILIES[family].preprocessing if names <= weights.keys())
     _bring_into_form(weights)
     notes: list[str] = []
-    config = _configure(FAMILIES[family], weights, heads, told, preprocessing, fields, notes)
-    parameters = _parameters(config, weights, notes)
+    shown = _shown(family, weights, _heads(arrays), notes)
+    _agree(told, shown, given)
+    grid = _told_grid(told, shown)
+    config = _configure(FAMILIES[family], shown, grid, told, preset, fields)
+    settled = given | frozenset(fact.name for fact in told.facts if fact.name != "image_size")
+    notes += [*_assumed_of_model(FAMILIES[family], shown, settled, config), *told.notes]
+    notes += [*_assumed_of_pictures(told, settled, preset, config), *told.unknown]
+    parameters = _parameters(config, grid, weights, notes)
     model = ViT(config)
     return Conversion(model, unflatten_params(model, parameters), family, ignored, notes)
-
-
-def _read_json(folder: Path) -> dict[str, Any]:
-    """The fields that the files beside Hugging Face's or timm's weights tell."""
-    config: dict[str, Any] = {}
-    images: dict[str, Any] = {}
-    for name, target in (("config.json", config), ("preprocessor_config.json", images)):
-        if (folder / name).is_file():
-            try:
-                content = json.loads((folder / name).read_text())
-                target.update(content)
-            except (ValueError, TypeError, RecursionError) as error:
-                raise ValueError(f"{folder / name} is not a JSON object: {error}.") from error
-    told: dict[str, Any] = {}
-    timm = config.get("pretrained_cfg") or {}
-    pairs = (
-        (config, "num_attention_heads", "num_heads", int),
-        (config, "layer_norm_eps", "norm_epsilon", float),
-        (config, "layer_norm_eps", "final_norm_epsilon", float),
-        (config, "hidden_act", "gelu", _GELUS.get),
-        (config, "id2label", "class_names", lambda names: tuple(names[str(i)] for i in range(len(names)))),
-        (config, "label_names", "class_names", tuple),
-        (images, "image_mean", "mean", tuple),
-        (images, "image_std", "std", tuple),
-        (images, "resample", "interpolation", {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box"}.get),
-        (timm, "mean", "mean", tuple),
-        (timm, "std", "std", tuple),
-        (timm, "interpolation", "interpolation", str),
-    )
-    for content, theirs, ours, read in pairs:
-        if content.get(theirs) is not None:
-            try:
-                value = read(content[theirs])
-            except (KeyError, TypeError, ValueError) as error:
-                raise ValueError(f"{folder}: {theirs} is {content[theirs]!r}, which is not understood.") from error
-            if value is None:
-                raise ValueError(f"{folder}: {theirs} is {content[theirs]!r}, which is not known here.")
-            told[ours] = value
-    try:
-        if timm.get("crop_pct"):
-            told["enlarge"] = 1 / timm["crop_pct"]
-        size, crop = images.get("size"), images.get("crop_size") if images.get("do_center_crop") else None
-        if size and crop:
-            edges = [edge if isinstance(edge, int) else min(edge.values()) for edge in (size, crop)]
-            told["enlarge"] = edges[0] / edges[1]
-        elif size:
-            told["enlarge"] = None
-    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-        raise ValueError(f"{folder}: the size of the resize or the crop is not understood.") from error
-    return told
 
 
 def _without_nests(arrays: Weights) -> Weights:
@@ -449,23 +438,15 @@ def _bring_into_form(weights: Weights) -> None:
             weights[f"norm_after.{kind}"] = weights.pop(f"fc_norm.{kind}", np.zeros(0))
 
 
-def _configure(
-    family: Family,
-    weights: Weights,
-    heads: int | None,
-    told: dict[str, Any],
-    preprocessing: str | None,
-    fields: dict[str, Any],
-    notes: list[str],
-) -> ViTConfig:
-    """The configuration that the weights, the files beside them and the caller tell."""
+def _shown(family: str, weights: Weights, heads: int | None, notes: list[str]) -> dict[str, Any]:
+    """What the weights show: fields of the configuration, and other facts that a file may state."""
 
     def shape(name: str, rank: int) -> tuple[int, ...]:
         if name not in weights or weights[name].ndim != rank:
             found = f"of the shape {weights[name].shape}" if name in weights else "missing"
             raise ValueError(
-                f"source does not hold a Vision Transformer of {family.title}: {name} (timm's name) is {found}, "
-                f"expected rank {rank}."
+                f"source does not hold a Vision Transformer of {FAMILIES[family].title}: {name} (timm's name) is "
+                f"{found}, expected rank {rank}."
             )
         return weights[name].shape
 
@@ -478,69 +459,187 @@ def _configure(
             expected = (1, found[1] if name == "reg_token" else 1, width)
             if found != expected:
                 raise ValueError(f"{name} (timm's name) has the shape {found}, expected {expected}.")
-    prefix = _prefixes(weights)[0]
-    features, readout, norm_after = width, "class" if "cls_token" in weights else "mean", False
-    head = "head"
-    if "distilled_head.weight" in weights:
-        head, readout = "distilled_head", "distilled"
-    elif "attn_pool.latent" in weights:
-        readout = "attention"
-    elif "norm_after.weight" in weights:
-        readout, norm_after = "mean", True
-    if f"{head}.weight" in weights:
-        classes, features = shape(f"{head}.weight", 2)
-        if features == 2 * width and readout == "class":
-            readout = "class_mean"
-    else:
-        classes = width
+    head = "distilled_head.weight" if "distilled_head.weight" in weights else "head.weight"
+    classes, features = shape(head, 2) if head in weights else (None, width)
+    if classes is None:
         notes.append(f"there is no head: the {width} features take the place of logits")
-
-    grids = [g for p in _prefixes(weights) if (g := _square(positions - p))]
-    size = fields.get("image_size")
-    if size is None and not grids:
-        raise ValueError(f"the {positions} positions of pos_embed are no square: image_size= must be given.")
-    num_heads = fields.get("num_heads") or told.get("num_heads") or heads or _HEADS.get(width)
-    if num_heads is None:
-        raise ValueError(f"the weights do not tell the number of heads of a model of width {width}: give num_heads=.")
-    read: dict[str, Any] = {
-        "image_size": size or (grids[0][0] * patch[0], grids[0][1] * patch[1]),
+    return {
+        "family": "timm" if family == "authors" else family,
         "patch_size": tuple(patch),
         "channels": channels,
         "width": width,
         "depth": 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("blocks.")),
-        "num_heads": num_heads,
         "mlp_dim": back,
         "swiglu": hidden == 2 * back,
-        "num_classes": classes,
         "qkv_bias": "blocks.0.attn.qkv.bias" in weights,
-        "prefix_tokens": prefix,
+        "prefix_tokens": _prefixes(weights)[0],
+        "registers": weights["reg_token"].shape[1] if "reg_token" in weights else 0,
+        "class_token": "cls_token" in weights,
         "pre_norm": "norm_pre.weight" in weights,
-        "readout": readout,
-        "norm_after_readout": norm_after,
-        **family.fields,
+        "norm_after_readout": "norm_after.weight" in weights,
+        "patches": tuple(positions - prefix for prefix in _prefixes(weights)),
+        "readouts": _readouts(weights, features == 2 * width),
+        **({"num_heads": heads} if heads else {}),
+        **({"num_classes": classes} if classes else {}),
     }
-    if read["pre_norm"]:
-        read |= {"norm_epsilon": 1e-5, "final_norm_epsilon": 1e-5}
-    enlarge, preset = PREPROCESSING[preprocessing or family.preprocessing]
-    published = dict(preset)
-    if preprocessing is None:
-        published |= {name: told[name] for name in ("mean", "std", "interpolation") if name in told}
-        enlarge = told.get("enlarge", enlarge)
-    rows, cols = read["image_size"]
+
+
+def _readouts(weights: Weights, double: bool) -> tuple[str, ...]:
+    """The readouts that these weights may have, the likelier one first."""
+    if "distilled_head.weight" in weights:
+        return ("distilled",)
+    if "attn_pool.latent" in weights:
+        return ("attention",)
+    if "cls_token" not in weights:
+        return ("mean",)
+    if double:
+        return ("class_mean",)
+    # A layer norm after the readout is timm's fc_norm, which is there where the mean is read unless fc_norm=False.
+    return ("mean", "class") if "norm_after.weight" in weights else ("class", "mean")
+
+
+_DISTILLED = ("class", "distilled")  # timm calls both tokens "token"
+# How a file's value agrees with the facts of the weights that are named, where that is more than to be the same.
+_AGREEMENT: dict[str, tuple[tuple[str, ...], Callable[[Any, dict[str, Any]], bool]]] = {
+    "num_heads": (("width",), lambda heads, w: w["width"] % heads == 0 and heads == w.get("num_heads", heads)),
+    "mlp_ratio": (
+        ("width", "mlp_dim"),
+        lambda ratio, w: w["mlp_dim"] in _mlp_dims(int(w["width"] * ratio), w["swiglu"]),
+    ),
+    "gelu": (("swiglu",), lambda gelu, w: (gelu == "silu") == w["swiglu"]),
+    "readout": (("readouts",), lambda readout, w: readout in w["readouts"] or (readout, *w["readouts"]) == _DISTILLED),
+    "mean": (("channels",), lambda mean, w: len(mean) in (1, w["channels"])),
+    "std": (("channels",), lambda std, w: len(std) in (1, w["channels"])),
+    "image_size": (("patch_size", "patches"), lambda size, w: math.prod(_grid(size, w["patch_size"])) in w["patches"]),
+}
+
+
+def _grid(size: Grid, patch: Grid) -> Grid:
+    return (size[0] // patch[0], size[1] // patch[1])
+
+
+def _told_grid(told: Told, shown: dict[str, Any]) -> Grid | None:
+    """The grid of the position embeddings, if a file says so: by the trained size, or by that of the pictures."""
+    sizes = (told.get(name) for name in ("image_size", "pictures"))
+    grids = [_grid(size, shown["patch_size"]) for size in sizes if size]
+    return next((grid for grid in grids if math.prod(grid) in shown["patches"]), None)
+
+
+def _mlp_dims(hidden: int, gated: bool) -> tuple[int, ...]:
+    """The MLP widths that a ratio may stand for: of gated MLPs timm has a half, transformers two thirds rounded up."""
+    return (hidden // 2, (int(hidden * 2 / 3) + 7) // 8 * 8) if gated else (hidden,)
+
+
+def _agree(told: Told, shown: dict[str, Any], given: frozenset[str]) -> None:
+    """Hold what the files say, and the caller does not, against what the weights show."""
+    for name, value, origin in told.facts:
+        if name in given & OPEN:
+            continue
+        facts, agrees = _AGREEMENT.get(name, ((name,), lambda value, shown, name=name: value == shown.get(name, value)))
+        if not agrees(value, shown):
+            found = ", ".join(f"{fact} {shown[fact]}" for fact in facts)
+            option = f", or {name}= or --set {name}=VALUE" if name in OPEN else ""
+            raise ValueError(
+                f"{origin}, which does not fit the weights ({found}): the file is of other weights. Give the right "
+                f"one{option}, or move it away."
+            )
+
+
+def _configure(
+    family: Family, shown: dict[str, Any], grid: Grid | None, told: Told, preset: str, fields: dict[str, Any]
+) -> ViTConfig:
+    """The configuration that the weights, the files beside them and the caller tell."""
+    width, patch = shown["width"], shown["patch_size"]
+    known = {field.name for field in dataclasses.fields(ViTConfig)}
+    said = {fact.name: fact.value for fact in told.facts if fact.name in known - {"image_size", "readout"}}
+    if shown["swiglu"]:
+        said.pop("gelu", None)
+    grid = grid or next(filter(None, map(_square, shown["patches"])), None)
+    size = fields.get("image_size") or (grid and (grid[0] * patch[0], grid[1] * patch[1]))
+    if size is None:
+        positions = shown["patches"][-1]
+        raise ValueError(f"the {positions} positions of pos_embed are no square: image_size= must be given.")
+    heads = said.get("num_heads") or _HEADS.get((width, shown["mlp_dim"])) or _HEADS.get(width)
+    if not (heads or fields.get("num_heads") or "num_heads" in shown):
+        raise ValueError(f"the weights do not tell the number of heads of a model of width {width}: give num_heads=.")
+    readout = told.get("readout") if told.get("readout") in shown["readouts"] else shown["readouts"][0]
+    excluded = shown["prefix_tokens"] if readout == "attention" and not told.get("pool_include_prefix") else 0
+    if "readout" not in fields and (excluded or (readout == "mean" and told.get("pool_include_prefix"))):
+        raise ValueError(
+            f"{'the pooling attention' if excluded else 'the mean'} is taken over "
+            f"{'the patches alone' if excluded else 'all tokens'} in timm, and over {'all' if excluded else 'patches'} "
+            f"here; readout={readout!r} or --set readout={readout} accepts that."
+        )
+    epsilon = {"norm_epsilon": 1e-5, "final_norm_epsilon": 1e-5} if shown["pre_norm"] else {}
+    enlarge, published = PREPROCESSING[preset]
+    resize = {} if "resize" in fields else _resize(told.get("enlarge", enlarge), *size)
+    read = {"num_classes": width, "num_heads": heads, **{name: v for name, v in shown.items() if name in known}}
+    read |= {"image_size": size, "readout": readout, **family.fields, **epsilon, **published, **resize}
+    names = said.pop("class_names", ())
+    if len(names) != read["num_classes"]:
+        names = tuple(name for _, name in imagenet_classes()) if read["num_classes"] == 1000 else ()
+    return ViTConfig(**(read | {"class_names": names} | said | fields))
+
+
+def _resize(enlarge: Enlarge, rows: int, cols: int) -> dict[str, Any]:
+    """The fields for an enlargement before the crop to (rows, cols)."""
     if enlarge is None:
-        published |= {"resize": (rows, cols), "crop": False}
-    else:
-        published["resize"] = int(max(rows, cols) * enlarge + 1e-6)
-    others = {name: value for name, value in told.items() if name in ("norm_epsilon", "final_norm_epsilon", "gelu")}
-    config = ViTConfig(**(read | published | others | fields))
-    names = told.get("class_names", ())
-    if not config.class_names and "class_names" not in fields:
-        if len(names) == config.num_classes and not all(re.fullmatch(r"LABEL_\d+", name) for name in names):
-            config = dataclasses.replace(config, class_names=names)
-        elif config.num_classes == 1000:
-            notes.append("the 1,000 classes are taken for those of ImageNet-1k")
-            config = dataclasses.replace(config, class_names=tuple(name for _, name in imagenet_classes()))
-    return config
+        return {"resize": (rows, cols), "crop": False}
+    if isinstance(enlarge, tuple):
+        return {"resize": (int(rows * enlarge[0] + 1e-6), int(cols * enlarge[1] + 1e-6))}
+    return {"resize": None if isinstance(enlarge, str) else int(max(rows, cols) * enlarge + 1e-6)}
+
+
+def _assumed_of_model(family: Family, shown: dict[str, Any], settled: frozenset[str], config: ViTConfig) -> list[str]:
+    """What of the logits nobody told, and how to tell it."""
+    notes = {}
+    if "num_heads" not in shown:
+        notes["num_heads"] = (
+            f"{config.num_heads} heads are assumed, as published for width {config.width}"
+            f"{_OTHER_HEADS.get(config.width, '')}; num_heads= or --num-heads changes it"
+        )
+    if len(shown["readouts"]) > 1 and "readout" not in settled:
+        other = next(name for name in shown["readouts"] if name != config.readout)
+        notes["readout"] = (
+            f"the head is assumed to read {_READOUTS[config.readout]}, not {_READOUTS[other]}; readout= or --set "
+            f"readout={other} changes it"
+        )
+    if not config.swiglu:
+        cause = "pre_norm" if config.pre_norm else config.readout
+        notes["gelu"] = (
+            f"the {config.gelu} GELU is assumed, {_GELU_NOTES.get(cause, 'as is usual')}; gelu= or --set gelu=VALUE "
+            "changes it"
+        )
+    notes["norm_epsilon"] = (
+        f"layer norm's epsilon is assumed to be {config.norm_epsilon:g}; norm_epsilon= and final_norm_epsilon= or "
+        "--set norm_epsilon=VALUE and final_norm_epsilon=VALUE change it"
+    )
+    return [notes[name] for name in family.varying if name in notes and name not in settled]
+
+
+def _assumed_of_pictures(told: Told, settled: frozenset[str], preset: str, config: ViTConfig) -> list[str]:
+    """What of the pictures and classes nobody told, and how to tell it."""
+    notes = []
+    rows, cols, _ = config.image_shape
+    for _, size, origin in [fact for fact in told.facts if fact.name == "pictures"][-1:]:
+        if size != (rows, cols) and "image_size" not in settled:
+            notes.append(
+                f"{origin} prepares pictures at {size[0]} x {size[1]} pixels, the position embeddings are of {rows} x "
+                f"{cols}, which is kept; image_size= or --image-size {size[0]} {size[1]} resamples them"
+            )
+    values = {name: " ".join(map(str, getattr(config, name))) for name in ("mean", "std")}
+    values |= {"interpolation": config.interpolation, "resize": str(config.resize)}
+    if "enlarge" in settled:
+        values.pop("resize")
+    assumed = [f"{name} {value}" for name, value in values.items() if name not in settled]
+    if assumed:
+        notes.append(
+            f"pictures: {', '.join(assumed)} {'are' if len(assumed) > 1 else 'is'} assumed, as published for "
+            f"{preset!r}; preprocessing= or --preprocessing changes it"
+        )
+    if config.num_classes == 1000 and "class_names" not in settled:
+        notes.append("the 1,000 classes are taken for those of ImageNet-1k; class_names= or --labels changes it")
+    return notes
 
 
 def _prefixes(weights: Weights) -> list[int]:
@@ -550,7 +649,7 @@ def _prefixes(weights: Weights) -> list[int]:
     return sorted({prefix, prefix - registers, 0}, reverse=True)
 
 
-def _square(patches: int) -> tuple[int, int] | None:
+def _square(patches: int) -> Grid | None:
     side = math.isqrt(max(patches, 0))
     return (side, side) if side and side * side == patches else None
 
@@ -600,9 +699,9 @@ _TABLE: tuple[tuple[str, str, Callable[[np.ndarray], np.ndarray]], ...] = (
 )
 
 
-def _parameters(config: ViTConfig, weights: Weights, notes: list[str]) -> Weights:
+def _parameters(config: ViTConfig, grid: Grid | None, weights: Weights, notes: list[str]) -> Weights:
     """Our parameters by dotted name; what is missing shows when they are put together."""
-    parameters: Weights = {"pos_embed": _positions(config, weights, notes)}
+    parameters: Weights = {"pos_embed": _positions(config, grid, weights, notes)}
     prefix = [weights.pop(name) for name in ("cls_token", "dist_token", "reg_token") if name in weights]
     if prefix:
         parameters["cls_token"] = np.concatenate([x.reshape(-1, x.shape[-1]) for x in prefix])
@@ -629,24 +728,27 @@ def _parameters(config: ViTConfig, weights: Weights, notes: list[str]) -> Weight
     return parameters
 
 
-def _positions(config: ViTConfig, weights: Weights, notes: list[str]) -> np.ndarray:
-    """Position embeddings ``[N, D]`` of the whole prefix (zeros where there are none) and of the configured grid."""
+def _positions(config: ViTConfig, grid: Grid | None, weights: Weights, notes: list[str]) -> np.ndarray:
+    """Position embeddings ``[N, D]`` of the whole prefix (zeros where there are none) and of the configured grid.
+
+    The grid of those that there are is the given one, or else the configured one or a square, whichever fits.
+    """
     rows, cols = config.grid
     options, embedding = _prefixes(weights), weights.pop("pos_embed")[0]
-    exact = [p for p in options if len(embedding) - p == rows * cols]
-    square = [p for p in options if _square(len(embedding) - p)]
-    if not exact and not square:
+    counts = [len(embedding) - prefix for prefix in options]
+    grids = [grid] if grid else [config.grid, *filter(None, map(_square, counts))]
+    fits = [(prefix, g) for g in grids for prefix, count in zip(options, counts, strict=True) if count == math.prod(g)]
+    if not fits:
         raise ValueError(
             f"the {len(embedding)} positions of pos_embed fit neither {rows} x {cols} patches nor a square."
         )
-    covered = (exact or square)[0]
+    covered, (old_rows, old_cols) = fits[0]
     patches = embedding[covered:]
-    if not exact:
-        side = math.isqrt(len(patches))
-        notes.append(f"position embeddings were resampled from {side} x {side} to {rows} x {cols}")
-        grid = patches.reshape(side, side, -1)
+    if (old_rows, old_cols) != config.grid:
+        notes.append(f"position embeddings were resampled from {old_rows} x {old_cols} to {rows} x {cols}")
+        trained = patches.reshape(old_rows, old_cols, -1).astype(np.float32)
         # Antialiased bicubic, as timm's resample_abs_pos_embed.
-        resized = jax.image.resize(grid.astype(np.float32), (rows, cols, grid.shape[-1]), "bicubic", antialias=True)
+        resized = jax.image.resize(trained, (rows, cols, trained.shape[-1]), "bicubic", antialias=True)
         patches = np.asarray(resized).astype(embedding.dtype).reshape(rows * cols, -1)
     blank = np.zeros((config.prefix_tokens - covered, embedding.shape[-1]), embedding.dtype)
     return np.concatenate([embedding[:covered], blank, patches])

@@ -241,6 +241,7 @@ def test_convert(tmp_path, monkeypatch, capsys):
     assert cli.main(words) == 0
     output = capsys.readouterr().out
     assert "weights of torchvision" in output
+    assert "note: pictures: mean 0.485 0.456 0.406" in output
     assert f"{sum(w.size for w in weights.values()):,} parameters" in output
     model, _ = lrp_jax.load("vit.safetensors")
     assert model.config.class_names == tuple("abcde")

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import GOLDEN, relative_error
+from PIL import Image
 from test_attribution import small_images, small_model
 
 import lrp_jax
 from lrp_jax import metrics
+from lrp_jax.convert import convert_with_summary
 from lrp_jax.weights import read_weights
 
 with warnings.catch_warnings():
@@ -26,6 +28,7 @@ SMALL |= {"patch_size": 8}
 MODELS = {
     "ViT": {"intermediate_size": 64, "qkv_bias": False},
     "DeiT": {"intermediate_size": 64, "hidden_act": "gelu_new"},
+    "ViTMSN": {"intermediate_size": 64},
     "Dinov2": {"use_swiglu_ffn": True},
     "Dinov2WithRegisters": {"num_register_tokens": 3, "mlp_ratio": 2},
 }
@@ -50,12 +53,69 @@ def test_a_saved_model_has_the_logits_of_the_original(name, tmp_path):
 
     saved, in_memory = tmp_path / "model.safetensors", {n: p.numpy() for n, p in original.state_dict().items()}
     told = {"num_heads": 6, "gelu": "tanh" if family == "DeiT" else "exact"}
+    if family == "ViTMSN":  # whose names are those of ViT, and its epsilon another
+        told |= {"norm_epsilon": 1e-6, "final_norm_epsilon": 1e-6}
     for source, fields, tolerance in ((saved, {}, 1e-5), (in_memory, told, 1e-9)):
         model, params = lrp_jax.convert(source, **fields)
         params = jax.tree.map(lambda p: p.astype(jnp.float64), params)
         ours = model.forward(params, pixels, None, lrp_jax.GRADIENT)[0]
         assert relative_error(ours, logits) <= tolerance
     assert model.config.num_heads == 6
+
+
+SQUARE, WIDE = {"height": 24, "width": 24}, {"height": 16, "width": 32}
+PROCESSORS = [
+    ("ViT", {"size": SQUARE}, {}),
+    ("ViT", {"size": WIDE, "do_rescale": False, "image_mean": [90.0] * 3, "image_std": [50.0] * 3}, {}),
+    ("ViT", {"size": SQUARE, "do_normalize": False, "resample": 0}, {"hidden_act": "quick_gelu"}),
+    ("ViT", {"size": SQUARE, "rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3}, {"layer_norm_eps": 1e-3}),
+    ("DeiT", {"size": {"height": 30, "width": 28}, "crop_size": SQUARE, "resample": 1}, {}),
+    ("DeiT", {"size": SQUARE, "do_center_crop": False}, {"hidden_act": "gelu_pytorch_tanh"}),
+    ("Bit", {"size": {"shortest_edge": 28}, "crop_size": SQUARE}, {}),
+    ("CLIP", {"size": {"shortest_edge": 32}, "crop_size": WIDE}, {"hidden_act": "gelu_fast"}),
+]
+
+
+@pytest.mark.parametrize(("name", "settings", "fields"), PROCESSORS)
+def test_a_folder_of_transformers_tells_everything(name, settings, fields, tmp_path):
+    """Pixels, logits and probabilities are the original's, of a picture that is not square, and nothing is assumed."""
+    seed = int.from_bytes(os.urandom(4), "little")
+    print("seed", seed)
+    torch.manual_seed(seed)
+    crop = settings["crop_size"] if "crop_size" in settings else settings["size"]
+    size = [crop["height"], crop["width"]]
+    labels = {i: f"label {i}" for i in range(7)}
+    config = transformers.ViTConfig(
+        **SMALL | {"image_size": size},
+        intermediate_size=64,
+        id2label=labels,
+        problem_type="multi_label_classification",
+        **fields,
+    )
+    original = transformers.ViTForImageClassification(config).eval()
+    for parameter in original.parameters():
+        parameter.data = torch.randn(parameter.shape) * 0.3
+    original.save_pretrained(tmp_path)
+    # Before transformers 5 the one that computes with Pillow has no suffix.
+    kind = getattr(transformers, f"{name}ImageProcessorPil", None) or getattr(transformers, f"{name}ImageProcessor")
+    processor = kind(**settings)
+    processor.save_pretrained(tmp_path)
+
+    found = convert_with_summary(tmp_path / "model.safetensors")
+    assert found.notes == []
+    picture = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (70, 90, 3), np.uint8))
+    inputs = processor(picture, return_tensors="pt")["pixel_values"]
+    pixels = lrp_jax.preprocess(picture, found.model.config)
+    np.testing.assert_allclose(pixels, inputs[0].permute(1, 2, 0), rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        logits = original.double()(inputs.double()).logits[0]
+    params = jax.tree.map(lambda p: p.astype(jnp.float64), found.params)
+    ours = found.model.forward(
+        params, jnp.asarray(inputs[0].permute(1, 2, 0).double().numpy()), None, lrp_jax.GRADIENT
+    )[0]
+    assert relative_error(ours, logits.numpy()) <= 1e-5
+    np.testing.assert_allclose(found.model.config.probabilities(ours), logits.sigmoid(), atol=1e-4)
+    assert found.model.config.class_names == tuple(labels.values())
 
 
 @pytest.mark.parametrize("zipped", [True, False])
