@@ -350,7 +350,7 @@ def input_x_gradient(model: Model, params: Params, image: Array, targets: Array 
         Logits, targets and relevance of one image.
     """
     logits, targets, gradient = at_pixels(model, params, image, targets, GRADIENT)
-    return logits, targets, (image * gradient).sum(axis=-1)
+    return logits, targets, (image[None] * gradient).sum(axis=-1)
 
 
 @register(class_specific=True, resolution="pixel", reference="Smilkov et al. 2017, arXiv 1706.03825")
@@ -442,7 +442,7 @@ def integrated_gradients(
         return at_pixels(model, params, base + alpha * (image - base), targets, GRADIENT)[2]
 
     mean = _weighted_sum(gradient, jnp.asarray((points + 1) / 2, image.dtype), weights / 2, chunk)
-    return logits, targets, ((image - base) * mean).sum(axis=-1)
+    return logits, targets, ((image - base)[None] * mean).sum(axis=-1)
 
 
 # Black boxes: only forward passes.
