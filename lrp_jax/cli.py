@@ -190,11 +190,14 @@ def _parser() -> argparse.ArgumentParser:
         "source",
         type=Path,
         metavar="SOURCE",
-        help=".safetensors (or its .index.json), .npz, .bin, .pt or .pth; config.json beside it is read as well",
+        help=".safetensors (or its .index.json), .npz, .msgpack, .bin, .pt or .pth; config.json beside it is read too",
     )
     command.add_argument("destination", type=Path, metavar="DEST.safetensors")
     command.add_argument("--force", action="store_true", help="replace DEST if it exists")
     command.add_argument("--family", choices=list(FAMILIES), help="(default: recognised)")
+    command.add_argument(
+        "--key", metavar="PATH", help="which of several models in SOURCE, such as teacher or checkpoint.model"
+    )
     command.add_argument("--num-heads", type=_positive, metavar="H", help="where the source does not say")
     command.add_argument(
         "--image-size",
@@ -423,7 +426,8 @@ def _convert_command(options: argparse.Namespace) -> int:
     if options.labels:
         known = options.labels == "imagenet1k"
         fields["class_names"] = tuple(n for _, n in imagenet_classes()) if known else class_names_in(options.labels)
-    found = convert_with_summary(options.source, family=options.family, preprocessing=options.preprocessing, **fields)
+    given = {"family": options.family, "preprocessing": options.preprocessing, "key": options.key}
+    found = convert_with_summary(options.source, **given, **fields)
     save(options.destination, found.model, found.params)
     config = found.model.config
     parameters = sum(p.size for p in jax.tree.leaves(found.params))

@@ -17,13 +17,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.typing import ArrayLike
 
 from lrp_jax.checkpoint import listed, unflatten_params
 from lrp_jax.config_files import OPEN, PICTURES, Enlarge, Told, read_config_files
 from lrp_jax.labels import imagenet_classes
 from lrp_jax.vit import Params, ViT, ViTConfig, pair
 from lrp_jax.weights import read_weights
+from lrp_jax.wrappings import contents, find
 
 Weights = dict[str, np.ndarray]
 Grid = tuple[int, int]
@@ -82,7 +82,7 @@ def _renamed(prefix: str, *pairs: tuple[str, str]) -> tuple[tuple[str, str], ...
     return tuple((prefix + theirs, timm) for theirs, timm in pairs)
 
 
-_P, _WEIGHT, _BLOCK = r"\.(?P<p>weight|bias)", r"/(?P<p>kernel|scale|bias)", r"(?P<block>\d+)"
+_P, _WEIGHT, _BLOCK = r"\.(?P<p>weight|bias|kernel|scale)", r"/(?P<p>kernel|scale|bias)", r"(?P<block>\d+)"
 
 _HF_MODEL = r"(?:(?:vit|deit|dinov2|dinov2_with_registers)\.)?"
 _HUGGING_FACE = (
@@ -210,7 +210,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "hf": Family(
         "Hugging Face's ViT or DeiT",
-        rf"{_HF_MODEL}embeddings\.patch_embeddings\.projection\.weight",
+        rf"{_HF_MODEL}embeddings\.patch_embeddings\.projection\.(?:weight|kernel)",
         _HUGGING_FACE,
         _NO_CLASSIFIER,
         fields={"norm_epsilon": 1e-12, "final_norm_epsilon": 1e-12},
@@ -275,20 +275,23 @@ class Conversion:
 
 
 def convert(
-    source: str | os.PathLike[str] | Mapping[str, ArrayLike],
+    source: str | os.PathLike[str] | Mapping[str, Any],
     *,
     family: str | None = None,
     preprocessing: str | None = None,
+    key: str | None = None,
     **fields: Any,
 ) -> tuple[ViT, Params]:
     """Turn weights of timm, Hugging Face, torchvision, Google or the paper's authors into a model and its parameters.
 
     Args:
-        source: a file that :func:`lrp_jax.weights.read_weights` reads, or a mapping of names to arrays. The JSON files
-            beside a file are read as well, see :mod:`lrp_jax.config_files`.
+        source: a file that :func:`lrp_jax.weights.read_weights` reads, or a mapping of names to arrays, nested or not.
+            The JSON files beside a file are read as well, see :mod:`lrp_jax.config_files`.
         family: a name in :data:`FAMILIES`; None: recognised from the names. ``"authors"`` is never recognised: its
             names are timm's, its final layer norm is not.
         preprocessing: a name in :data:`PREPROCESSING`; None: what the source says, or else its family's.
+        key: of several models in one file, which: its path, or any part of it, as ``"teacher"`` or
+            ``"checkpoint.model"``.
         **fields: fields of :class:`lrp_jax.ViTConfig`: what the weights cannot tell (``num_heads`` where the width is
             not a published one, epsilons, GELU, class names); they override what was read. ``image_size`` other than
             the trained one resamples the position embeddings, unless it has as many patches.
@@ -301,15 +304,16 @@ def convert(
         ValueError: the family is unknown; names are missing, unexpected or of the wrong shape; weights are not finite;
             or a field is unknown or wrong.
     """
-    conversion = convert_with_summary(source, family=family, preprocessing=preprocessing, **fields)
+    conversion = convert_with_summary(source, family=family, preprocessing=preprocessing, key=key, **fields)
     return conversion.model, conversion.params
 
 
 def convert_with_summary(
-    source: str | os.PathLike[str] | Mapping[str, ArrayLike],
+    source: str | os.PathLike[str] | Mapping[str, Any],
     *,
     family: str | None = None,
     preprocessing: str | None = None,
+    key: str | None = None,
     **fields: Any,
 ) -> Conversion:
     """As :func:`convert`, and what it found and assumed."""
@@ -328,24 +332,25 @@ def convert_with_summary(
         strange = [name for name in source if not isinstance(name, str)]
         if strange:
             raise ValueError(f"source must map names to arrays, got the name {strange[0]!r}.")
-        arrays = {name: np.asarray(array) for name, array in source.items()}
+        tree = dict(source)
     elif not isinstance(source, str | os.PathLike):
         raise ValueError(f"source must be a path or map names to arrays, got {type(source).__name__}.")
     else:
-        arrays = read_weights(source)
+        tree = read_weights(source)
         told = read_config_files(Path(source).parent, given)
-    arrays = _without_nests(arrays)
+    found = find(tree, [it.sign for it in FAMILIES.values()], key)
+    if found is None:
+        raise ValueError(
+            "source does not hold a Vision Transformer that is known here, of "
+            f"{', '.join(it.title for it in FAMILIES.values())}; it holds {listed(contents(tree), 5) or 'nothing'}."
+        )
     if family is None:
-        family = next((f for f, it in FAMILIES.items() if any(re.fullmatch(it.sign, name) for name in arrays)), None)
-        if family is None:
-            raise ValueError(
-                "source does not hold a Vision Transformer that is known here, of "
-                f"{', '.join(it.title for it in FAMILIES.values())}; it holds {listed(sorted(arrays), 5) or 'nothing'}."
-            )
+        family = next(f for f, it in FAMILIES.items() if any(re.fullmatch(it.sign, name) for name in found.arrays))
+    arrays = _unscanned(found.arrays)
     weights, ignored = _translate(FAMILIES[family], arrays)
     preset = preprocessing or next(name for names, name in FAMILIES[family].preprocessing if names <= weights.keys())
     _bring_into_form(weights)
-    notes: list[str] = []
+    notes = found.notes
     shown = _shown(family, weights, _heads(arrays), notes)
     _agree(told, shown, given)
     grid = _told_grid(told, shown)
@@ -358,11 +363,8 @@ def convert_with_summary(
     return Conversion(model, unflatten_params(model, parameters), family, ignored, notes)
 
 
-def _without_nests(arrays: Weights) -> Weights:
-    """Without what Google's checkpoints put before every name, and with scanned blocks one by one."""
-    for prefix in ("opt/target/", "params/", "opt/"):
-        if any(name == prefix + "embedding/kernel" for name in arrays):
-            arrays = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
+def _unscanned(arrays: Weights) -> Weights:
+    """With the blocks of a scan one by one."""
     scanned = "Transformer/encoderblock/"
     single = {name: array for name, array in arrays.items() if not name.startswith(scanned)}
     for name in arrays.keys() - single.keys():
@@ -391,8 +393,9 @@ def _translate(family: Family, arrays: Weights) -> tuple[Weights, list[str]]:
                 ours = timm.replace("{}", groups.get("block") or "").replace("{p}", kind or "")
                 if ours in weights:
                     raise ValueError(f"source holds {ours} twice, once as {name}.")
+                layout = _from_flax if groups.get("p") == "kernel" else family.layout
                 try:
-                    weights[ours] = family.layout(ours, array)
+                    weights[ours] = layout(ours, array)
                 except (ValueError, IndexError) as error:
                     raise ValueError(f"{name} has the unexpected shape {array.shape}.") from error
                 break

@@ -1,7 +1,8 @@
-"""Weight files of other libraries, read without those libraries: name to array.
+"""Weight files of other libraries, read without those libraries: trees of names and arrays.
 
-A PyTorch pickle is a program. Of what it can name, this reader knows tensors and plain containers, and refuses the
-rest: opening a file never runs code of its own. Memory is bounded by the size of the file.
+A PyTorch pickle is a program. Of what it can name, this reader knows tensors and plain containers; anything else
+becomes a placeholder that does nothing: opening a file never runs code of its own. Memory is bounded by the size of
+the file.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import IO, Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from flax.serialization import msgpack_restore
 
 from lrp_jax.checkpoint import listed, read_tensors
 
@@ -36,24 +38,35 @@ _DTYPES: dict[str, Any] = {
 }
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _MOST_PICKLE_BYTES = 2**26
-# Where training scripts put the weights, in order of preference.
-_NESTS = ("state_dict", "model", "model_ema", "state_dict_ema", "module", "model_state_dict", "net", "weights")
 
 
-def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The arrays of a file of weights.
+class Placeholder:
+    """What a pickle asked for that builds no tensor, as a training script's settings: it does, and keeps, nothing."""
+
+    origin = "Python object"
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def _nothing(self, *_: Any, **__: Any) -> None:
+        pass
+
+    __setstate__ = __setitem__ = __call__ = append = extend = add = update = _nothing
+
+
+def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a file of weights holds; :func:`lrp_jax.wrappings.find` finds the model in it.
 
     Args:
-        path: ``.safetensors``, or the ``.safetensors.index.json`` of a sharded one; ``.npz``; or what ``torch.save``
-            wrote (``.bin``, ``.pt``, ``.pth``), in its zip or its older form, at the top or under ``state_dict``,
-            ``model``, ``model_ema`` and the like.
+        path: ``.safetensors``, or the ``.safetensors.index.json`` of a sharded one; ``.npz``; ``.msgpack`` of Flax; or
+            what ``torch.save`` wrote (``.bin``, ``.pt``, ``.pth``, ``.ckpt``), in its zip or its older form.
 
     Returns:
-        Name to array, in the file's dtypes, bfloat16 included.
+        Names to arrays in the file's dtypes, bfloat16 included, or to mappings of them, or to whatever else there is.
 
     Raises:
         OSError: there is no such file, or it cannot be read.
-        ValueError: it is damaged, of another format, or a pickle that names anything but tensors and containers.
+        ValueError: it is damaged or of another format, or a pickle of something else than a mapping.
     """
     path = Path(path)
     if path.is_dir():
@@ -70,7 +83,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             raise ValueError(f"{path}: {reason}") from error
 
 
-def _read(file: IO[bytes]) -> dict[str, np.ndarray]:
+def _read(file: IO[bytes]) -> dict[str, Any]:
     start = file.read(4)
     file.seek(0)
     if start == b"PK\x03\x04":
@@ -78,10 +91,15 @@ def _read(file: IO[bytes]) -> dict[str, np.ndarray]:
             names = archive.namelist()
             if any(name.endswith(".npy") for name in names):
                 return _read_npz(archive)
-            return _unprefixed(_read_torch_zip(archive, names))
-    if start[:1] == b"\x80":
-        return _unprefixed(_read_torch_legacy(file))
-    raise ValueError("this is neither .safetensors nor .npz nor a PyTorch file.")
+            return _read_torch_zip(archive, names)
+    if start[:1] == b"\x80" and file.read(2)[1:] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        file.seek(0)
+        return _read_torch_legacy(file)
+    if start and (0x80 < start[0] < 0x90 or start[0] in (0xDE, 0xDF)):  # a map that is not empty
+        file.seek(0)
+        tree = msgpack_restore(file.read())
+        return dict(tree)
+    raise ValueError("this is neither .safetensors nor .npz nor .msgpack nor a PyTorch file.")
 
 
 def _read_shards(path: Path) -> dict[str, np.ndarray]:
@@ -132,7 +150,9 @@ class _Tensor(NamedTuple):
     strides: tuple[int, ...]
 
 
-def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Any:
+    if isinstance(storage, Placeholder):
+        return storage
     return _Tensor(storage, offset, tuple(shape), tuple(strides))
 
 
@@ -140,12 +160,31 @@ def _parameter(data: Any, *_: Any) -> Any:
     return data
 
 
+def _of_type(build: Any, _: Any, arguments: Any, *__: Any) -> Any:
+    """A tensor of a class derived from PyTorch's."""
+    return build(*arguments)
+
+
+def _defaultdict(*_: Any) -> dict[Any, Any]:
+    return {}
+
+
+def _reconstructed(kind: Any, *_: Any) -> Any:
+    """How old protocols make an instance."""
+    return kind() if isinstance(kind, type) and issubclass(kind, Placeholder) else Placeholder()
+
+
 _KNOWN: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "defaultdict"): _defaultdict,
+    ("copy_reg", "_reconstructor"): _reconstructed,
+    ("copyreg", "_reconstructor"): _reconstructed,
     ("torch", "Size"): tuple,
     ("torch._utils", "_rebuild_tensor"): _tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
+    ("torch._tensor", "_rebuild_from_type_v2"): _of_type,
     **{("torch", kind): kind for kind in _DTYPES},
 }
 
@@ -155,19 +194,18 @@ class _Unpickler(pickle._Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _KNOWN:
-            raise ValueError(
-                f"the pickle asks for {module}.{name}, and only tensors and plain containers are read from a pickle. "
-                "If the file is trusted, save its state_dict alone, with torch or as .safetensors."
-            )
+            return type("Placeholder", (Placeholder,), {"origin": f"{module}.{name}"})
         return _KNOWN[module, name]
 
     def get_extension(self, code: int) -> Any:
         raise ValueError(f"the pickle asks for extension {code}, and only tensors and containers are read.")
 
-    def persistent_load(self, identity: Any) -> _Storage:
+    def persistent_load(self, identity: Any) -> Any:
         name, kind, key, _, size, *_ = identity
-        if name != "storage" or kind not in _DTYPES or not isinstance(size, int):
+        if name != "storage" or not isinstance(size, int):
             raise ValueError(f"the pickle refers to {identity!r}, which is no storage of a tensor.")
+        if isinstance(kind, type) and issubclass(kind, Placeholder):
+            return kind()
         return _Storage(kind, str(key), size)
 
 
@@ -217,17 +255,6 @@ def _read_torch_legacy(file: IO[bytes]) -> Any:
     return _materialise(tree, lambda wanted: loaded[wanted.key])
 
 
-def _nested(tree: Any) -> Mapping[str, Any]:
-    """The mapping of names to tensors, wherever in the tree it is."""
-    for _ in range(4):
-        if not isinstance(tree, Mapping):
-            break
-        if any(isinstance(value, _Tensor) for value in tree.values()):
-            return tree
-        tree = next((tree[name] for name in _NESTS if isinstance(tree.get(name), Mapping)), None)
-    raise ValueError(f"the file holds no tensors by name, neither at its top nor under {', '.join(_NESTS)}.")
-
-
 def _storages(tree: Any) -> list[_Storage]:
     found: list[_Storage] = []
     seen: set[int] = set()
@@ -246,31 +273,41 @@ def _storages(tree: Any) -> list[_Storage]:
     return found
 
 
-def _materialise(tree: Any, storage: Callable[[_Storage], np.ndarray]) -> dict[str, np.ndarray]:
-    arrays = {}
-    for name, tensor in _nested(tree).items():
-        if not isinstance(tensor, _Tensor):
-            continue  # a number or a container of the training script
-        data = storage(tensor.storage)
-        numbers = (tensor.offset, *tensor.shape, *tensor.strides)
-        whole = len(tensor.shape) == len(tensor.strides) and all(isinstance(n, int) and n >= 0 for n in numbers)
-        count = math.prod(tensor.shape) if whole else 0
-        last = (
-            tensor.offset + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=True)) if whole else 0
+def _materialise(tree: Any, storage: Callable[[_Storage], np.ndarray]) -> dict[str, Any]:
+    """The tree with arrays for tensors, each mapping once."""
+    if isinstance(tree, Placeholder):
+        raise ValueError(
+            f"the file holds a {tree.origin}, which is not read: save a state_dict, with torch or as .safetensors."
         )
-        if not whole or count > data.size or (count and last >= data.size):
-            raise ValueError(f"{name} does not lie within its storage: {tensor}.")
-        strides = tuple(s * data.itemsize for s in tensor.strides)
-        arrays[str(name)] = (
-            np.lib.stride_tricks.as_strided(data[tensor.offset :], tensor.shape, strides, writeable=False)
-            if count
-            else np.zeros(tensor.shape, data.dtype)
-        )
-    return arrays
+    if not isinstance(tree, Mapping):
+        raise ValueError(f"the file holds a {type(tree).__name__}, expected tensors by name, as of a state_dict.")
+    whole: dict[str, Any] = {}
+    seen: set[int] = set()
+    stack = [(tree, whole)]
+    while stack:
+        mapping, copy = stack.pop()
+        seen.add(id(mapping))
+        for name, value in mapping.items():
+            if isinstance(value, _Tensor):
+                copy[str(name)] = _array(str(name), value, storage)
+            elif not isinstance(value, Mapping):
+                copy[str(name)] = value
+            elif id(value) not in seen:
+                inner: dict[str, Any] = {}
+                copy[str(name)] = inner
+                stack.append((value, inner))
+    return whole
 
 
-def _unprefixed(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Without the prefix that parallel training puts before every name."""
-    if all(name.startswith("module.") for name in arrays):
-        return {name.removeprefix("module."): array for name, array in arrays.items()}
-    return arrays
+def _array(name: str, tensor: _Tensor, storage: Callable[[_Storage], np.ndarray]) -> np.ndarray:
+    data = storage(tensor.storage)
+    numbers = (tensor.offset, *tensor.shape, *tensor.strides)
+    whole = len(tensor.shape) == len(tensor.strides) and all(isinstance(n, int) and n >= 0 for n in numbers)
+    count = math.prod(tensor.shape) if whole else 0
+    last = tensor.offset + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=True)) if whole else 0
+    if not whole or count > data.size or (count and last >= data.size):
+        raise ValueError(f"{name} does not lie within its storage: {tensor}.")
+    if not count:
+        return np.zeros(tensor.shape, data.dtype)
+    strides = tuple(s * data.itemsize for s in tensor.strides)
+    return np.lib.stride_tricks.as_strided(data[tensor.offset :], tensor.shape, strides, writeable=False)
