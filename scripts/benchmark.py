@@ -2,6 +2,7 @@
 
     python scripts/benchmark.py                                    # B/16: 1 x 1, 1 x 5 and 4 x 5 images x classes
     python scripts/benchmark.py --images 1 2 4 8 --classes 1 2 5 10
+    python scripts/benchmark.py --gradient --images 1              # and the gradient of a loss on the map
     python scripts/benchmark.py --reference ../Transformer-Explainability   # and beside the authors' code
 
 Each row runs in a process of its own. A forward pass and an explanation of the same images are timed in turn; cost is
@@ -71,8 +72,10 @@ def draw(variant: str, dtype: str) -> tuple[lrp_jax.ViT, Any]:
     return model, jax.tree.map(lambda p: p.astype(dtype), params)
 
 
-def measure(variant: str, images: int, classes: int, settings: dict[str, Any], dtype: str, repeats: int) -> list[str]:
-    """One row of the table."""
+def measure(
+    variant: str, images: int, classes: int, settings: dict[str, Any], dtype: str, repeats: int, gradient: bool
+) -> list[str]:
+    """One row of the table; with ``gradient``, of a step of training by a loss on maps."""
     if dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     model, params = draw(variant, dtype)
@@ -82,8 +85,15 @@ def measure(variant: str, images: int, classes: int, settings: dict[str, Any], d
     targets = jnp.asarray(rng.integers(0, model.config.num_classes, (images, classes)))
 
     forward = jax.jit(lambda p, x: jax.vmap(lambda i: model.forward(p, i, None, GRADIENT)[0])(x))
-    explain = jax.jit(lambda p, x, t: lrp_jax.explain(model, p, x, t, **settings).relevance)
-    traced = explain.trace(params, batch, targets)
+    mask = jnp.asarray(rng.standard_normal((images, classes, *model.grid)), kind)
+
+    def explain(params: Any, images: Any, targets: Any) -> Any:
+        return lrp_jax.explain(model, params, images, targets, **settings).relevance
+
+    def loss(params: Any, images: Any, targets: Any) -> Any:
+        return (explain(params, images, targets) * mask).sum()
+
+    traced = jax.jit(jax.grad(loss) if gradient else explain).trace(params, batch, targets)
     used, _ = dce_jaxpr(traced.jaxpr.jaxpr, [True] * len(traced.jaxpr.out_avals))
     start = time.perf_counter()
     compiled = traced.lower().compile()
@@ -246,6 +256,9 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--reference", metavar="PATH", help="a checkout of hila-chefer/Transformer-Explainability")
+    parser.add_argument(
+        "--gradient", action="store_true", help="of a loss on the maps by all parameters, the maps included"
+    )
     options = parser.parse_args()
 
     if options.reference and not os.path.exists(os.path.join(options.reference, "baselines", "ViT", "ViT_LRP.py")):
@@ -256,11 +269,14 @@ def main() -> None:
     print(
         f"{options.model}, {options.dtype}, rules {options.rules}, jax {jax.__version__} on {jax.default_backend()}\n"
     )
-    print("| images x classes | forward passes a map | forward, ms | a map, ms | GFLOP a map | compile, s |", end="")
-    print(" temporaries, GB | resident peak, GB |\n|" + "---|" * 8, flush=True)
+    what = "map and gradient" if options.gradient else "map"
+    print(f"| images x classes | forward passes a {what} | forward, ms | a {what}, ms | GFLOP a {what} |", end="")
+    print(" compile, s | temporaries, GB | resident peak, GB |\n|" + "---|" * 8, flush=True)
     for images, classes in sizes:
-        apart(measure, options.model, images, classes, settings, options.dtype, options.repeats)
+        apart(measure, options.model, images, classes, settings, options.dtype, options.repeats, options.gradient)
 
+    if options.gradient:
+        return
     peers = [(name, None) for name, (module, _) in PEERS.items() if importlib.util.find_spec(module)]
     if options.reference:
         peers.insert(0, ("authors", os.path.abspath(options.reference)))

@@ -1,5 +1,7 @@
 """Maps can be differentiated: by every parameter and by the pixels, for a loss on maps as in training with guidance."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,7 +41,7 @@ def derivative(function):
 
     # The exact rules are steep, where they divide by what is nearly 0; and a logit may hardly depend on a parameter.
     found = [estimate(h) for h in (1e-5, 1e-6, 1e-7, 1e-8)]
-    return min(zip(found, found[1:], strict=False), key=lambda pair: abs(pair[0] - pair[1]))[0]
+    return min(itertools.pairwise(found), key=lambda pair: abs(pair[0] - pair[1]))[0]
 
 
 @pytest.mark.parametrize(("method", "options", "fields"), CASES)
