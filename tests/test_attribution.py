@@ -87,6 +87,87 @@ def test_batch_equals_single():
             chex.assert_trees_all_close(single.logits[0], batch.logits[b], rtol=1e-12)
 
 
+LINEAR = {
+    "attention_gradcam": None,  # not linear in the target: compared for one-hot weights alone
+    "full_lrp": {},
+    "input_x_gradient": {},
+    "integrated_gradients": {"steps": 3},
+    "occlusion": {},
+    "rise": {"masks": 3, "score": "logit"},
+    "transformer_attribution": None,
+    "saliency": None,
+    "raw_attention": None,
+}
+
+
+@pytest.mark.parametrize("method", LINEAR)
+def test_a_class_is_a_direction_of_the_output(method):
+    """One-hot weights are the class; where the method is linear, a minus b is the difference of their maps."""
+    model, params = small_model()
+    images, options = small_images(2), LINEAR[method] or {}
+    classes = jnp.array([[3, 1], [0, 4]])
+    one_hot = jax.nn.one_hot(classes, 5, dtype=jnp.float64)
+    of_classes = lrp_jax.explain(model, params, images, classes, method=method, **options)
+    of_weights = lrp_jax.explain(model, params, images, one_hot, method=method, **options)
+    np.testing.assert_array_equal(of_weights.targets, one_hot)
+    np.testing.assert_allclose(of_weights.relevance, of_classes.relevance, rtol=1e-9, atol=1e-15)
+    difference = one_hot[:, :1] - one_hot[:, 1:]
+    found = jax.jit(lambda t: lrp_jax.explain(model, params, images, t, method=method, **options).relevance)(difference)
+    if LINEAR[method] is not None:
+        expected = of_classes.relevance[:, :1] - of_classes.relevance[:, 1:]
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9 * np.abs(expected).max())
+
+
+def test_signals_of_a_direction():
+    model, params = small_model()
+    images, weights = small_images(1), jnp.array([[[0.5, 0.0, -2.0, 0.0, 1.0]]])
+    found = lrp_jax.attention_signals(model, params, images, weights)
+    single = lrp_jax.attention_signals(model, params, images, jnp.arange(5)[None])
+    expected = jnp.einsum("c,clhnm->lhnm", weights[0, 0], single.gradient[0])
+    np.testing.assert_allclose(found.gradient[0, 0], expected, rtol=1e-9, atol=1e-15)
+
+
+def test_the_other_side_of_a_single_output():
+    model, params = small_model(num_classes=1)
+    images = small_images(2)
+    sides = jnp.array([[[1.0], [-1.0]]] * 2)
+    maps = lrp_jax.explain(model, params, images, sides, method="input_x_gradient").relevance
+    np.testing.assert_allclose(maps[:, 0], -maps[:, 1], rtol=1e-12)
+    with pytest.raises(ValueError, match="score must be 'logit' or 'sigmoid' for a model of one output"):
+        lrp_jax.explain(model, params, images, method="rise", masks=2)
+    lrp_jax.explain(model, params, images, method="rise", masks=2, score="sigmoid")
+
+
+def test_a_target_out_of_range_inside_jit_has_a_map_of_zeros():
+    model, params = small_model()
+    for method, options in (("transformer_attribution", {}), ("occlusion", {}), ("rise", {"masks": 2})):
+        explain = jax.jit(
+            lambda t, m=method, o=options: lrp_jax.explain(model, params, small_images(1), t, method=m, **o)
+        )
+        largest = np.abs(explain(jnp.array([[7, 1]])).relevance).max((2, 3))[0]
+        assert largest[0] == 0
+        assert largest[1] > 0
+
+
+@pytest.mark.parametrize("setting", ["raise", "allow"])
+@pytest.mark.parametrize("promotion", ["strict", "standard"])
+def test_the_callers_settings_of_promotion(setting, promotion):
+    """They are for the caller's code: bfloat16 parameters and every rank are promoted as documented."""
+    with jax.numpy_rank_promotion(setting), jax.numpy_dtype_promotion(promotion):
+        model, params = lrp_jax.load("demo")
+        scenes = lrp_jax.datasets.digit_scenes(1, seed=0)
+        low = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
+        for method, options in (
+            ("transformer_attribution", {}),
+            ("full_lrp", {}),
+            ("integrated_gradients", {"steps": 2}),
+        ):
+            e = lrp_jax.explain(model, low, scenes.images, scenes.labels, method=method, **options)
+            assert e.relevance.dtype == jnp.float32
+            lrp_jax.heatmaps(e.relevance, (64, 64))
+            lrp_jax.metrics.share_on_target(e.relevance, scenes.masks)
+
+
 @pytest.mark.parametrize(("method", "options"), [("transformer_attribution", {}), ("rise", {"masks": 3})])
 def test_inside_the_callers_transforms(method, options):
     model, params = small_model()
@@ -286,10 +367,28 @@ class TestBadInput:
             ((images * np.nan,), {}, "finite, got NaN"),
             ((images, [0, 5]), {}, r"0 to 4, got \[0, 5\]"),
             ((images, [-1, 0]), {}, "0 to 4"),
-            ((images, [0.0, 1.0]), {}, "integers.*got float"),
+            ((images, [0.0, 1.0]), {}, r"integers.*got float64 of the shape \(2,\)"),
+            ((images, ["cat", "dog"]), {}, "integers.*got <U3"),
+            ((images, "cat"), {}, "integers.*got <U3"),
+            ((images, [None, None]), {}, "integers.*got object"),
+            ((images, [True, False]), {}, "integers.*got bool"),
+            ((images, [[0], [1, 2]]), {}, "targets must be an array, got list"),
+            ((images, {"a": 1}), {}, "got object"),
+            ((images, [0, 2**32]), {}, r"0 to 4, got \[0, 4294967296\]"),
+            ((images, [0, 2**31]), {}, "0 to 4"),
+            ((images, [0, -(2**32)]), {}, "0 to 4"),
+            ((images, [0, 2**70]), {}, "integers.*got object"),
+            ((images, np.array([0, 2**63], np.uint64)), {}, "0 to 4"),
+            ((images, np.zeros((2, 1, 5), int)), {}, r"integers.*got int64 of the shape \(2, 1, 5\)"),
+            ((images, np.zeros((2, 1, 4))), {}, r"\[B, K, 5\], got the shape \(2, 1, 4\)"),
+            ((images, np.full((2, 1, 5), np.inf)), {}, "weights of the logits must be finite"),
+            ((images, np.zeros((1, 1, 5))), {}, "2 images"),
+            (("cat",), {}, r"\[B, H, W, channels\], got the shape \(\)"),
+            ((images.astype(str),), {}, "float32 or float64.*got <U32"),
+            (([images[0], images[0, :8]],), {}, "images must be an array, got list"),
             ((images, [0]), {}, r"2 images.*got the shape \(1,\)"),
             ((images, np.zeros((2, 0), int)), {}, "at least 1"),
-            ((images, 3), {}, r"got the shape \(\)"),
+            ((images, 3), {}, r"got int64 of the shape \(\)"),
             ((images,), {"method": "gradcam"}, "transformer_attribution, raw_attention, .*; got 'gradcam'"),
             ((images,), {"layer": 1}, "takes the options start_layer, rules; got 'layer'"),
             (

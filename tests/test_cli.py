@@ -48,6 +48,58 @@ def test_without_images_the_examples_are_explained(run):
         assert np.ptp(np.asarray(panel)[20:200, 250:450]) > 100
 
 
+def test_contrast_and_negate(run, demo):
+    status, out, _ = run(SCENE, "--target", "2", "--contrast", "seven", "0", "--negate", "--npz", "--output", "maps")
+    assert status == 0
+    assert out.splitlines()[0].split() == ["image", "class", "logit", "panel"]
+    assert "against two" in out
+    assert "zero rather than seven" in out
+    model, params = demo
+    image = lrp_jax.preprocess(lrp_jax.read_image(SCENE), model.config)
+    weights = np.zeros((1, 2, 10), np.float32)
+    weights[0, 0, 2] = weights[0, 1, 7] = -1
+    weights[0, 1, 0] = 1
+    expected = lrp_jax.explain(model, params, image[None], weights)
+    with np.load("maps/scene-1.explained.npz") as raw:
+        np.testing.assert_array_equal(raw["targets"], weights[0])
+        np.testing.assert_allclose(raw["relevance"], expected.relevance[0], rtol=1e-4, atol=1e-7)
+        for score in raw["targets"] @ raw["logits"]:
+            assert f"{score:.4f}" in out
+    assert "--contrast must name two classes" in run(SCENE, "--contrast", "3", "three")[2]
+    assert "got 'eel'" in run(SCENE, "--contrast", "3", "eel")[2]
+    assert len(run(SCENE, "--top-k", 2, "--contrast", "3", "5")[1].splitlines()) == 1 + 3
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_a_single_output(run, tmp_path, multi_label):
+    """Shown as it is, not as a softmax of 1; its sigmoid where it is a label."""
+    config = lrp_jax.ViTConfig.from_variant("Ti/8", image_size=64, depth=1, num_classes=1, multi_label=multi_label)
+    model = lrp_jax.ViT(config)
+    params = jax.jit(model.init)(jax.random.key(0), np.zeros((64, 64, 3), np.float32))["params"]
+    params["head"]["bias"] = params["head"]["bias"] - 1.5
+    lrp_jax.save(tmp_path / "one.safetensors", model, params)
+    status, out, _ = run(SCENE, "--model", "one.safetensors", "--npz", "--output", "maps")
+    assert status == 0
+    with np.load("maps/scene-1.explained.npz") as raw:
+        logit = raw["logits"][0]
+        assert ("probabilities" in raw) == multi_label
+    name, score = ("probability", 1 / (1 + np.exp(-logit))) if multi_label else ("output", logit)
+    assert out.splitlines()[0].split() == ["image", "class", name, "panel"]
+    assert f"{score:.4f}" in out
+    shown = "class 0" if multi_label else "output"
+    assert config.caption(0, np.array([logit])).startswith(shown)
+    status, out, _ = run(SCENE, "--model", "one.safetensors", "--negate", "--method", "input_x_gradient")
+    assert status == 0
+    assert f"against {shown}" in out
+    assert f"{-logit:.4f}" in out
+    for protocol in ("perturbation", "sanity"):
+        with pytest.raises(ValueError, match=r"one output|has one"):
+            getattr(lrp_jax.evaluate, protocol)(model, params, lrp_jax.datasets.DigitDataset(1), tmp_path / "e")
+    if not multi_label:
+        with pytest.raises(ValueError, match="a single output has no probability"):
+            config.probabilities(np.array([logit]))
+
+
 def test_raw_maps_are_those_of_explain(run, demo):
     status, out, _ = run(
         SCENE, "--target", "seven", "--target", "0", "--npz", "--output", "new/maps", "--start-layer", 1

@@ -131,7 +131,10 @@ def test_pickles_are_read_as_torch_reads_them(tmp_path, zipped):
         "f": torch.tensor(1.5),
     }
     torch.save({"state_dict": state, "epoch": 1}, tmp_path / "w.pt", _use_new_zipfile_serialization=zipped)
-    ours, theirs = read_weights(tmp_path / "w.pt"), torch.load(tmp_path / "w.pt", weights_only=True)["state_dict"]
+    ours, theirs = (
+        read_weights(tmp_path / "w.pt")["state_dict"],
+        torch.load(tmp_path / "w.pt", weights_only=True)["state_dict"],
+    )
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
         expected = tensor.float().numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
