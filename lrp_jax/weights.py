@@ -13,10 +13,9 @@ import math
 import os
 import pickle
 import zipfile
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -38,6 +37,7 @@ _DTYPES: dict[str, Any] = {
 }
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _MOST_PICKLE_BYTES = 2**26
+_MOST_KINDS = 10_000  # each becomes a class, which takes far more memory than its name in the file
 
 
 class Placeholder:
@@ -51,7 +51,7 @@ class Placeholder:
     def _nothing(self, *_: Any, **__: Any) -> None:
         pass
 
-    __setstate__ = __setitem__ = __call__ = append = extend = add = update = _nothing
+    __setitem__ = __call__ = append = extend = add = update = _nothing
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -165,6 +165,15 @@ def _of_type(build: Any, _: Any, arguments: Any, *__: Any) -> Any:
     return build(*arguments)
 
 
+def _key(key: Any) -> Any:
+    """A key of a dictionary, or a placeholder for what is no name or number."""
+    return key if isinstance(key, (str, bytes, int, float)) else Placeholder()
+
+
+def _ordered_dict(items: Any = (), *_: Any) -> dict[Any, Any]:
+    return {_key(key): value for key, value in items}
+
+
 def _defaultdict(*_: Any) -> dict[Any, Any]:
     return {}
 
@@ -175,7 +184,7 @@ def _reconstructed(kind: Any, *_: Any) -> Any:
 
 
 _KNOWN: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "OrderedDict"): _ordered_dict,
     ("collections", "defaultdict"): _defaultdict,
     ("copy_reg", "_reconstructor"): _reconstructed,
     ("copyreg", "_reconstructor"): _reconstructed,
@@ -190,12 +199,61 @@ _KNOWN: dict[tuple[str, str], Any] = {
 
 
 class _Unpickler(pickle._Unpickler):
-    """In Python, as the one in C allots what a memo index says, and there are few things in the pickle of a model."""
+    """In Python, as the one in C allots what a memo index says, and there are few things in the pickle of a model.
+
+    What the file puts on the stack is never hashed, as deep tuples crash the interpreter, and given no attributes.
+    """
+
+    stack: list[Any]
+    append: Callable[[Any], None]
+    pop_mark: Callable[[], list[Any]]
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__(file)
+        self.placeholders: dict[str, type[Placeholder]] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _KNOWN:
-            return type("Placeholder", (Placeholder,), {"origin": f"{module}.{name}"})
-        return _KNOWN[module, name]
+        if (module, name) in _KNOWN:
+            return _KNOWN[module, name]
+        origin = f"{module}.{name}"
+        if origin not in self.placeholders:
+            if len(self.placeholders) == _MOST_KINDS:
+                raise ValueError(f"the pickle asks for more than {_MOST_KINDS} things that are no tensors.")
+            self.placeholders[origin] = type("Placeholder", (Placeholder,), {"origin": origin})
+        return self.placeholders[origin]
+
+    def _drop_state(self) -> None:
+        self.stack.pop()
+
+    def _set_items(self) -> None:
+        items = self.pop_mark()
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            self.stack[-1][_key(key)] = value
+
+    def _set_item(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self.stack[-1][_key(key)] = value
+
+    def _append_dict(self) -> None:
+        items = self.pop_mark()
+        self.append({_key(key): value for key, value in zip(items[::2], items[1::2], strict=True)})
+
+    def _append_set(self) -> None:
+        self.append(Placeholder())
+
+    def _append_frozen_set(self) -> None:
+        self.pop_mark()
+        self.append(Placeholder())
+
+    dispatch: ClassVar[dict[int, Any]] = {
+        **pickle._Unpickler.dispatch,
+        pickle.BUILD[0]: _drop_state,
+        pickle.SETITEM[0]: _set_item,
+        pickle.SETITEMS[0]: _set_items,
+        pickle.DICT[0]: _append_dict,
+        pickle.EMPTY_SET[0]: _append_set,
+        pickle.FROZENSET[0]: _append_frozen_set,
+    }
 
     def get_extension(self, code: int) -> Any:
         raise ValueError(f"the pickle asks for extension {code}, and only tensors and containers are read.")
@@ -204,8 +262,8 @@ class _Unpickler(pickle._Unpickler):
         name, kind, key, _, size, *_ = identity
         if name != "storage" or not isinstance(size, int):
             raise ValueError(f"the pickle refers to {identity!r}, which is no storage of a tensor.")
-        if isinstance(kind, type) and issubclass(kind, Placeholder):
-            return kind()
+        if not isinstance(kind, str):
+            return kind() if isinstance(kind, type) and issubclass(kind, Placeholder) else Placeholder()
         return _Storage(kind, str(key), size)
 
 

@@ -160,6 +160,39 @@ def test_what_builds_no_tensor_is_inert(tmp_path, monkeypatch, protocol):
     assert not Path("ran").exists()
 
 
+def test_the_state_of_what_is_known_is_not_set(tmp_path):
+    """A pickle may ask for a function that is known here, and give it attributes."""
+    state = b"N}X\x0c\x00\x00\x00__defaults__K\x01\x85s\x86"
+    build = b"\x80\x02}X\x01\x00\x00\x00actorch._utils\n_rebuild_parameter\n" + state + b"bs."
+    rewrite(PARITY / "torch-zip.pth", tmp_path / "w.pth", lambda _: build)
+    function = read_weights(tmp_path / "w.pth")["a"]
+    assert function.__defaults__ is None
+    assert not vars(function)
+
+
+@pytest.mark.parametrize("where", ["key", "items", "pairs", "set", "frozen set", "storage"])
+def test_deep_tuples_do_not_crash(tmp_path, where):
+    """The interpreter hashes them without a bound."""
+    deep = b")" + b"\x85" * 200_000
+    data = {
+        "key": b"}" + deep + b"K\x01s.",
+        "items": b"}(" + deep + b"K\x01u.",
+        "pairs": b"}X\x01\x00\x00\x00accollections\nOrderedDict\n]" + deep + b"K\x01\x86a\x85Rs.",
+        "set": b"}X\x01\x00\x00\x00a\x8f(" + deep + b"\x90s.",
+        "frozen set": b"}X\x01\x00\x00\x00a(" + deep + b"\x91s.",
+        "storage": b"}X\x01\x00\x00\x00a(X\x07\x00\x00\x00storage" + deep + b"X\x01\x00\x00\x000NK\x01tQs.",
+    }[where]
+    rewrite(PARITY / "torch-zip.pth", tmp_path / "w.pth", lambda _: b"\x80\x04" + data)
+    assert len(flatten(read_weights(tmp_path / "w.pth"))) <= 1
+
+
+def test_a_pickle_asks_for_so_many_things(tmp_path):
+    asked = b"".join(b"cmodule\nname%d\n0" % i for i in range(10_001))
+    rewrite(PARITY / "torch-zip.pth", tmp_path / "w.pth", lambda _: b"\x80\x02" + asked + b"}.")
+    with pytest.raises(ValueError, match="more than 10000 things that are no tensors"):
+        read_weights(tmp_path / "w.pth")
+
+
 def test_random_pickles_run_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     content = {
