@@ -194,7 +194,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "authors": Family(
         "the paper's authors",
-        "$^",
+        "(?!)",
         _same(*_TIMM_NAMES),
         fields={"final_norm_epsilon": 1e-5},
         preprocessing=_preset("timm"),
