@@ -79,11 +79,12 @@ def find(tree: Mapping[Any, Any], signs: Iterable[str], key: str | None = None) 
     leaves = flatten(tree)
     # A prefix is as short as can be: some families begin with one of their own.
     pattern = re.compile(rf"(?P<prefix>(?:.*?[./])??)(?:{'|'.join(signs)})")
-    prefixes: dict[str, bool] = {}
+    prefixes: dict[str, tuple[str, bool]] = {}  # and the name that shows the model, and whether with dots for slashes
     for name in leaves:
         for form in dict.fromkeys((name, name.replace("/", "."))):
             if match := pattern.fullmatch(form):
-                prefixes.setdefault(name[: len(match["prefix"])], form != name)
+                length = len(match["prefix"])
+                prefixes.setdefault(name[:length], (name[length:], form != name))
     if not prefixes:
         return None
     chosen = [prefix for prefix in prefixes if key is None or _is_part(_words(key), _words(prefix))]
@@ -92,15 +93,19 @@ def find(tree: Mapping[Any, Any], signs: Iterable[str], key: str | None = None) 
             f"key must be a path to one of the models, {listed([_shown(prefix) for prefix in prefixes])}; got {key!r}."
         )
     prefix = min(chosen, key=_rank)
-    dotted = prefixes[prefix]  # PyTorch's names, as a tree
+    sign, dotted = prefixes[prefix]
+    within = tuple(other for other in prefixes if other != prefix and other.startswith(prefix))
     arrays: dict[str, np.ndarray] = {}
     for name, leaf in leaves.items():
-        if name.startswith(prefix):
-            array, short = as_array(leaf), name.removeprefix(prefix)
-            if array is not None:
-                arrays[short.replace("/", ".") if dotted else short] = array
-            elif isinstance(leaf, Placeholder) and re.search(r"[./](weight|bias|kernel|gamma)$|_(token|embed)$", name):
-                raise ValueError(f"{name} is a {leaf.origin}, which is not read: weights must be tensors.")
+        short = name.removeprefix(prefix)
+        # Beside plain names, what lies deeper is the training script's.
+        if not name.startswith(prefix) or name.startswith(within) or ("/" in short and "/" not in sign):
+            continue
+        array = as_array(leaf)
+        if array is not None:
+            arrays[short.replace("/", ".") if dotted else short] = array
+        elif isinstance(leaf, Placeholder) and re.search(r"[./](weight|bias|kernel|gamma)$|_(token|embed)$", name):
+            raise ValueError(f"{name} is a {leaf.origin}, which is not read: weights must be tensors.")
     return Found(arrays, prefix, _notes(leaves, prefix, [p for p in chosen if p != prefix and not _rank(p)[0]]))
 
 
@@ -110,7 +115,7 @@ def as_array(leaf: Any) -> np.ndarray | None:
         is_bfloat16 = str(leaf.dtype) == "torch.bfloat16"
         leaf = np.asarray(leaf.detach().cpu().float() if is_bfloat16 else leaf.detach().cpu())
         return leaf.astype(jnp.bfloat16) if is_bfloat16 else leaf
-    return np.asarray(leaf) if isinstance(leaf, list) or hasattr(leaf, "__array__") else None
+    return np.asarray(leaf) if hasattr(leaf, "__array__") else None
 
 
 def contents(tree: Mapping[Any, Any]) -> list[str]:

@@ -30,6 +30,8 @@ def under(prefix, weights=W):
     [
         (W, "", []),
         ({"state_dict": W}, "state_dict/", []),
+        (W | {"epoch": 3, "losses": [1.0, 2.0], "optimizer": {"state": {0: {"exp_avg": np.ones(1)}}}}, "", []),
+        (W | {"model_ema": STUDENT}, "", ["under the top are taken, .* under 'model_ema'"]),
         ({"checkpoint": {"model": W, "epoch": 3}}, "checkpoint/model/", []),
         (under("module."), "module.", ["begin with 'module.'"]),
         (under("_orig_mod.module."), "_orig_mod.module.", ["begin with '_orig_mod.module.'"]),
