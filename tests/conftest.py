@@ -12,6 +12,7 @@ import lrp_jax
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_disable_most_optimizations", True)  # compilation is nearly all that the tests take
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -33,14 +33,6 @@ CASES += [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _compile_fast():
-    """Compilation is nearly all that these tests take, and they are of values."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def derivative(function):
     """At 0, by central differences of two steps, extrapolated; of several sizes, the two that agree best."""
 
