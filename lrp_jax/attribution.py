@@ -174,10 +174,11 @@ def _check(model: Model, params: Params, images: ArrayLike, targets: ArrayLike |
         raise ValueError(
             f"images must be float32 or float64, normalised for the model (lrp_jax.preprocess), got {images.dtype}."
         )
+    images = jnp.asarray(images)
     if not _all(jnp.isfinite, images):
         raise ValueError("images must be finite, got NaN or infinite pixels.")
     if targets is None:
-        return jnp.asarray(images), None
+        return images, None
     targets = _as_array("targets", targets)
     integers = jnp.issubdtype(targets.dtype, jnp.integer)
     ranks = (1, 2) if integers else (3,) if jnp.issubdtype(targets.dtype, jnp.floating) else ()
@@ -191,17 +192,17 @@ def _check(model: Model, params: Params, images: ArrayLike, targets: ArrayLike |
             f"targets must be [B], [B, K] or [B, K, C] for {len(images)} images, K at least 1; got the shape "
             f"{targets.shape}."
         )
-    image = jax.ShapeDtypeStruct(images.shape[1:], jax.dtypes.canonicalize_dtype(images.dtype))
+    image = jax.ShapeDtypeStruct(images.shape[1:], images.dtype)
     classes = forward.eval_shape(model, params, image)[0].shape[0]
     if integers:
         if not _all(lambda t: (t >= 0) & (t < classes), targets):
             raise ValueError(f"targets must be class indices 0 to {classes - 1}, got {np.asarray(targets).tolist()}.")
-        return jnp.asarray(images), jnp.asarray(targets.reshape(len(targets), -1))
+        return images, jnp.asarray(targets.reshape(len(targets), -1))
     if targets.shape[2] != classes:
         raise ValueError(f"weights of the logits must be [B, K, {classes}], got the shape {targets.shape}.")
     if not _all(jnp.isfinite, targets):
         raise ValueError("weights of the logits must be finite, got NaN or infinite values.")
-    return jnp.asarray(images), jnp.asarray(targets)
+    return images, jnp.asarray(targets)
 
 
 def _as_array(name: str, value: ArrayLike) -> Array | np.ndarray:

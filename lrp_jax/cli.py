@@ -451,8 +451,9 @@ def _compiled(model: ViT, options: argparse.Namespace) -> Callable[[Params, Arra
     """The function from parameters and images to what is written for them."""
     config = model.config
     settings = _method_options(options)
-    classes = list(dict.fromkeys(_class_index(word, config) for word in options.target or ()))
-    contrasts = [[_class_index(word, config) for word in words] for words in options.contrast or ()]
+    vocabulary = Vocabulary(config)
+    classes = list(dict.fromkeys(_class_index("--target", word, vocabulary) for word in options.target or ()))
+    contrasts = [[_class_index("--contrast", word, vocabulary) for word in words] for words in options.contrast or ()]
     for (first, second), words in zip(contrasts, options.contrast or (), strict=True):
         if first == second:
             raise ValueError(f"--contrast must name two classes, got {words[0]!r} and {words[1]!r}.")
@@ -461,7 +462,8 @@ def _compiled(model: ViT, options: argparse.Namespace) -> Callable[[Params, Arra
         raise ValueError(f"--top-k must be at most the model's {config.num_classes} classes, got {count}.")
     one_hot = np.eye(config.num_classes, dtype=np.float32)
     sign = -1 if options.negate else 1
-    differences = [one_hot[first] - one_hot[second] for first, second in contrasts]
+    firsts, seconds = np.array(contrasts, int).reshape(-1, 2).T
+    differences = one_hot[firsts] - one_hot[seconds]
 
     def targets_of(params: Params, images: Array) -> Array:
         """Classes ``[B, K]``, or where there are other directions, weights of the logits ``[B, K, C]``."""
@@ -472,10 +474,7 @@ def _compiled(model: ViT, options: argparse.Namespace) -> Callable[[Params, Arra
             _, targets = jax.lax.top_k(logits, count)
         if not contrasts and not options.negate:
             return targets
-        others = jnp.broadcast_to(
-            jnp.asarray(differences, jnp.float32).reshape(-1, config.num_classes),
-            (len(images), len(differences), config.num_classes),
-        )
+        others = jnp.broadcast_to(differences, (len(images), *differences.shape))
         return sign * jnp.concatenate([jax.nn.one_hot(targets, config.num_classes, dtype=jnp.float32), others], axis=1)
 
     @jax.jit
@@ -535,12 +534,12 @@ def _panels(paths: Sequence[Path], folder: Path) -> dict[Path, Path]:
     return panels
 
 
-def _class_index(word: str, config: ViTConfig) -> int:
+def _class_index(option: str, word: str, vocabulary: Vocabulary) -> int:
     """The class of a name or an index."""
     try:
-        return Vocabulary(config).index(word)
+        return vocabulary.index(word)
     except ValueError as error:
-        raise ValueError(f"--target: {error}") from None
+        raise ValueError(f"{option}: {error}") from None
 
 
 def _one_line(error: Exception) -> str:

@@ -26,8 +26,9 @@ Enlarge = float | tuple[float, float] | str | None
 #: Fields of :class:`lrp_jax.ViTConfig` that a caller may give instead of a file; the weights say the rest.
 OPEN = PICTURES | {"num_heads", "gelu", "norm_epsilon", "final_norm_epsilon", "readout", "multi_label", "class_names"}
 _CONFIG, _PROCESSOR = "config.json", "preprocessor_config.json"
-_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-_CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
+#: Of the published means and deviations, those that several libraries share.
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
 
 
 class Fact(NamedTuple):
@@ -327,7 +328,7 @@ _AS_CLIP: dict[str, Any] = {
     "crop_size": 224,
     "resample": 3,
 }
-_AS_CLIP |= {f"image_{name}": list(values) for name, values in _CLIP.items()}
+_AS_CLIP |= {f"image_{name}": list(values) for name, values in CLIP.items()}
 _HALF = {"image_mean": 0.5, "image_std": 0.5}
 #: Image processors of transformers, and their defaults: files of old releases lack some fields.
 PROCESSORS: dict[str, dict[str, Any]] = {
@@ -590,7 +591,7 @@ def _timm_pictures(file: str, values: Mapping[str, Any], reading: _Reading) -> N
     """Preprocessing as timm's create_transform makes it for evaluation."""
     told = reading.told
     defaults = {"crop_pct": 0.875, "crop_mode": "center", "interpolation": "bicubic", "input_size": (3, 224, 224)}
-    values = {**defaults, **_IMAGENET, **values}
+    values = {**defaults, **IMAGENET, **values}
     for name in ("mean", "std"):
         told.tell(f"{file}.{name} is {values[name]}", **{name: values[name]})
     _interpolation(f"{file}.interpolation", values["interpolation"], told)

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from lrp_jax.checkpoint import listed, unflatten_params
-from lrp_jax.config_files import OPEN, PICTURES, Enlarge, Told, read_config_files
+from lrp_jax.config_files import CLIP, IMAGENET, OPEN, PICTURES, Enlarge, Told, read_config_files
 from lrp_jax.labels import imagenet_classes
 from lrp_jax.vit import Params, ViT, ViTConfig, pair
 from lrp_jax.weights import read_weights
@@ -227,16 +227,14 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 
-_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-_CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
 #: Published preprocessing by name: the enlargement before the crop, and fields.
 PREPROCESSING: dict[str, tuple[Enlarge, dict[str, Any]]] = {
     "timm": (1 / 0.9, {"mean": (0.5,), "std": (0.5,), "interpolation": "bicubic"}),
-    "deit": (1 / 0.9, {**_IMAGENET, "interpolation": "bicubic"}),
-    "clip": (1.0, {**_CLIP, "interpolation": "bicubic"}),
+    "deit": (1 / 0.9, {**IMAGENET, "interpolation": "bicubic"}),
+    "clip": (1.0, {**CLIP, "interpolation": "bicubic"}),
     "hf": (None, {"mean": (0.5,), "std": (0.5,), "interpolation": "bilinear"}),
-    "torchvision": (256 / 224, {**_IMAGENET, "interpolation": "bilinear"}),
-    "dinov2": (256 / 224, {**_IMAGENET, "interpolation": "bicubic"}),
+    "torchvision": (256 / 224, {**IMAGENET, "interpolation": "bilinear"}),
+    "dinov2": (256 / 224, {**IMAGENET, "interpolation": "bicubic"}),
 }
 
 # Heads by width, or by width and MLP width, as published. DeiT (arXiv 2012.12877, table 1): 192 to 768. ViT
