@@ -4,21 +4,24 @@ Explaining: :func:`explain`, :func:`attention_signals`, :data:`METHODS`, :class:
 :class:`Explanation`, :class:`AttentionSignals`, :class:`Model`.
 Models: :class:`ViT`, :class:`ViTConfig`, :func:`load`, :func:`save`, :func:`convert`.
 Rules: :class:`Rules`, :data:`RULES`, :data:`GRADIENT`, :data:`CHEFER`, :func:`stable`, :data:`BASELINE`.
-Pictures: :func:`read_image`, :func:`preprocess`, :func:`heatmaps`, :func:`overlay`, :func:`panel`.
+Pictures: :func:`read_image`, :class:`Preprocessing`, :func:`preprocess`, :class:`Labels`, :func:`heatmaps`,
+:func:`overlay`, :func:`panel`.
 Evaluation: :mod:`lrp_jax.evaluate`, :mod:`lrp_jax.metrics`, and data with known masks, :mod:`lrp_jax.datasets`.
 """
 
 from lrp_jax import datasets, evaluate, metrics
-from lrp_jax.attribution import AttentionSignals, Explanation, attention_signals, explain
-from lrp_jax.checkpoint import load, save
-from lrp_jax.convert import convert
-from lrp_jax.images import heatmaps, overlay, panel, preprocess, read_image
+from lrp_jax.attribution import attention_signals, explain
+from lrp_jax.labels import Labels
+from lrp_jax.maps import heatmaps
 from lrp_jax.methods import METHODS, Method
 from lrp_jax.model import Model
+from lrp_jax.pictures import Preprocessing, overlay, panel, preprocess, read_image
 from lrp_jax.rules import BASELINE, CHEFER, GRADIENT, RULES, Rules, stable
-from lrp_jax.vit import ViT, ViTConfig
-
-__version__ = "0.1.0"
+from lrp_jax.signals import AttentionSignals, Explanation
+from lrp_jax.version import __version__
+from lrp_jax.vit import ViT
+from lrp_jax.vit_config import ViTConfig
+from lrp_jax.weights import convert, load, save
 
 __all__ = [
     "BASELINE",
@@ -28,11 +31,14 @@ __all__ = [
     "RULES",
     "AttentionSignals",
     "Explanation",
+    "Labels",
     "Method",
     "Model",
+    "Preprocessing",
     "Rules",
     "ViT",
     "ViTConfig",
+    "__version__",
     "attention_signals",
     "convert",
     "datasets",

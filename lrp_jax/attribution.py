@@ -9,7 +9,6 @@ What a method does with one image is in :mod:`lrp_jax.methods`; here it meets ba
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -21,49 +20,9 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from lrp_jax.methods import METHODS, Method
-from lrp_jax.model import Model, Params, forward
-from lrp_jax.propagation import signals
-from lrp_jax.rules import Rules
-
-
-@partial(jax.tree_util.register_dataclass, data_fields=("logits", "targets", "relevance"), meta_fields=())
-@dataclasses.dataclass(frozen=True)
-class Explanation:
-    """Maps of a batch, a pytree.
-
-    Attributes:
-        logits: ``[B, C]``.
-        targets: int ``[B, K]``, the classes explained; float ``[B, K, C]``, weights of the logits.
-        relevance: ``[B, K, rows, cols]``: patch grid for token methods, image grid for pixel methods.
-    """
-
-    logits: Array
-    targets: Array
-    relevance: Array
-
-
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("logits", "targets", "attention", "gradient", "relevance"),
-    meta_fields=(),
-)
-@dataclasses.dataclass(frozen=True)
-class AttentionSignals:
-    """What transformer attribution is made of, a pytree.
-
-    Attributes:
-        logits: ``[B, C]``.
-        targets: int ``[B, K]``, the classes explained; float ``[B, K, C]``, weights of the logits.
-        attention: probabilities ``[B, L, h, N, N]``.
-        gradient: of each target's logit by the attention, ``[B, K, L, h, N, N]``.
-        relevance: of each target at the attention, ``[B, K, L, h, N, N]``.
-    """
-
-    logits: Array
-    targets: Array
-    attention: Array
-    gradient: Array
-    relevance: Array
+from lrp_jax.model import Model, Params, number_of_classes
+from lrp_jax.rules import Rules, named
+from lrp_jax.signals import AttentionSignals, Explanation, signals_at_attention
 
 
 def explain(
@@ -108,6 +67,8 @@ def explain(
             hash(value)
         except TypeError:
             raise ValueError(f"options must be hashable, tuples instead of lists; got {name}={value!r}.") from None
+    if "rules" in known:  # a name would be a static argument, and may come to mean another set
+        options["rules"] = named(options.get("rules", known["rules"]))
     images, targets = _check(model, params, images, targets)
     return _explain(model, params, images, targets, method=METHODS[method], options=tuple(sorted(options.items())))
 
@@ -135,6 +96,7 @@ def attention_signals(
     Raises:
         ValueError: an argument has the wrong rank, dtype, shape or value.
     """
+    rules = named(rules)
     images, targets = _check(model, params, images, targets)
     return _attention_signals(model, params, images, targets, rules=rules)
 
@@ -155,14 +117,16 @@ def _explain(
     method: Method,
     options: tuple[tuple[str, Any], ...],
 ) -> Explanation:
-    return Explanation(*_batched(partial(method.function, model, params, **dict(options)), images, targets))
+    found = _batched(partial(method.function, model, params, **dict(options)), images, targets)
+    return found if isinstance(found, Explanation) else Explanation(*found)
 
 
 @partial(jax.jit, static_argnames=("model", "rules"))
 def _attention_signals(
-    model: Model, params: Params, images: Array, targets: Array | None, *, rules: str | Rules
+    model: Model, params: Params, images: Array, targets: Array | None, *, rules: Rules
 ) -> AttentionSignals:
-    return AttentionSignals(*_batched(partial(signals, model, params, rules=rules), images, targets))
+    signals: AttentionSignals = _batched(partial(signals_at_attention, model, params, rules=rules), images, targets)
+    return signals
 
 
 def _check(model: Model, params: Params, images: ArrayLike, targets: ArrayLike | None) -> tuple[Array, Array | None]:
@@ -193,7 +157,7 @@ def _check(model: Model, params: Params, images: ArrayLike, targets: ArrayLike |
             f"{targets.shape}."
         )
     image = jax.ShapeDtypeStruct(images.shape[1:], images.dtype)
-    classes = forward.eval_shape(model, params, image)[0].shape[0]
+    classes = number_of_classes(model, params, image)
     if integers:
         if not _all(lambda t: (t >= 0) & (t < classes), targets):
             raise ValueError(f"targets must be class indices 0 to {classes - 1}, got {np.asarray(targets).tolist()}.")

@@ -55,15 +55,14 @@ def read_text(path: str | os.PathLike[str]) -> str:
         OSError: there is no such file, or it cannot be read.
         ValueError: it is no text, or of another encoding.
     """
-    with open(path, "rb") as file:
-        encoding = _MARKS.get(file.read(2), "utf-8-sig")
+    data = Path(path).read_bytes()
     try:
-        text = Path(path).read_text(encoding=encoding)
+        text = data.decode(_MARKS.get(data[:2], "utf-8-sig"))
     except UnicodeError as error:
         raise ValueError(f"{path} is no text in UTF-8, or UTF-16 with its mark: {error}.") from error
     if "\0" in text:
         raise ValueError(f"{path} is no text in UTF-8, or UTF-16 with its mark: it holds zeros.")
-    return text
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def needs(module: str, *, extra: str) -> Any:

@@ -16,7 +16,8 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from lrp_jax.files import needs
-from lrp_jax.model import Model, Params, forward
+from lrp_jax.maps import unit_range
+from lrp_jax.model import Model, Params, classify
 
 
 class Counts(NamedTuple):
@@ -33,20 +34,6 @@ class Counts(NamedTuple):
     labeled: Array
     intersection: Array
     union: Array
-
-
-def unit_range(relevance: ArrayLike) -> Array:
-    """Maps scaled to [0, 1], each by its smallest and largest value; 0 where constant.
-
-    Args:
-        relevance: ``[..., H, W]``.
-
-    Returns:
-        ``[..., H, W]``.
-    """
-    relevance = jnp.asarray(relevance)
-    low, high = relevance.min(axis=(-2, -1), keepdims=True), relevance.max(axis=(-2, -1), keepdims=True)
-    return (relevance - low) / jnp.where(high > low, high - low, 1)
 
 
 def segmentation_counts(relevance: ArrayLike, mask: ArrayLike) -> Counts:
@@ -149,9 +136,36 @@ def perturbed_logits(
     """
 
     def step(count: Array) -> Array:
-        return forward(model, params, jnp.where((ranks < count)[..., None], replacement, image))[0]
+        return classify(model, params, jnp.where((ranks < count)[..., None], replacement, image)).logits
 
     return jax.lax.map(step, jnp.asarray(counts))
+
+
+def hits(logits: Array, labels: Array) -> Array:
+    """Whether each label of an image is among as many of the largest logits as it has labels.
+
+    Args:
+        logits: ``[C]``.
+        labels: int ``[m]``.
+
+    Returns:
+        bool ``[m]``.
+    """
+    return jax.vmap(is_hit, in_axes=(None, 0, None))(logits, labels, len(labels))
+
+
+def is_hit(logits: Array, label: Array, among: int) -> Array:
+    """Whether a label is among so many of the largest logits.
+
+    Args:
+        logits: ``[..., C]``.
+        label: int, a class.
+        among: how many.
+
+    Returns:
+        bool ``[...]``.
+    """
+    return (logits > logits[..., label, None]).sum(axis=-1) < among
 
 
 def area_under_curve(values: ArrayLike, *, step: float = 0.1) -> np.ndarray:

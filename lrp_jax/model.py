@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from jax.extend.source_info_util import summarize
 from jax.typing import ArrayLike
 
 from lrp_jax.rules import GRADIENT, Rules
-from lrp_jax.side_by_side import operation, operations
+from lrp_jax.rules.paired import operation, operations
 
 Params = Any
 
@@ -58,21 +58,38 @@ class Model(Protocol):
         ...
 
 
+class Output(NamedTuple):
+    """What a model says of one image.
+
+    Attributes:
+        logits: ``[C]``.
+        attention: probabilities ``[L, h, N, N]``.
+    """
+
+    logits: Array
+    attention: Array
+
+
 @partial(jax.jit, static_argnames="model")
-def forward(model: Model, params: Params, image: Array) -> tuple[Array, Array]:
-    """Logits ``[C]`` and attention probabilities ``[L, h, N, N]`` of one image, in full precision as maps are."""
+def classify(model: Model, params: Params, image: Array) -> Output:
+    """What a model says of an image ``[H, W, channels]``, in full precision as maps are."""
     with jax.default_matmul_precision("highest"):
-        return model.forward(params, image, None, GRADIENT)
+        return Output(*model.forward(params, image, None, GRADIENT))
+
+
+def number_of_classes(model: Model, params: Params, image: Array | jax.ShapeDtypeStruct) -> int:
+    """C, how many logits a model has."""
+    return classify.eval_shape(model, params, image).logits.shape[0]
 
 
 def number_of_layers(model: Model, params: Params, image: Array) -> int:
     """L, how many attention maps a model has."""
-    return forward.eval_shape(model, params, image)[1].shape[0]
+    return classify.eval_shape(model, params, image).attention.shape[0]
 
 
 def zero_taps(model: Model, params: Params, image: Array, start_layer: int) -> Array:
     """Zeros to be added to the attention of block ``start_layer`` and those above it."""
-    _, shape = forward.eval_shape(model, params, image)
+    shape = classify.eval_shape(model, params, image).attention
     return jnp.zeros((len(range(shape.shape[0])[start_layer:]), *shape.shape[1:]), shape.dtype)
 
 
@@ -149,13 +166,16 @@ def _through(equation: Any, inputs: list[bool], found: dict[str, None]) -> list[
     if name == "stop_gradient":
         return [False]
     if name == "scan":
-        return _loop(parameters["jaxpr"].jaxpr, inputs, parameters["num_consts"], parameters["num_carry"], found)
+        # What is carried has one shape inside and outside; how the parameters count it differs between versions of JAX.
+        body = _program(parameters["jaxpr"])
+        carry = _same_shapes(equation.outvars, body.outvars)
+        return _loop(body, inputs, _same_shapes(equation.invars, body.invars) - carry, carry, found)
     if name == "while":
         consts, test = parameters["body_nconsts"], parameters["cond_nconsts"]
-        body, inputs = parameters["body_jaxpr"].jaxpr, inputs[test:]
+        body, inputs = _program(parameters["body_jaxpr"]), inputs[test:]
         return _loop(body, inputs, consts, len(inputs) - consts, found)
     if name == "cond":
-        branches = [_follow(branch.jaxpr, inputs[1:], found) for branch in parameters["branches"]]
+        branches = [_follow(_program(branch), inputs[1:], found) for branch in parameters["branches"]]
         return [any(results) for results in zip(*branches, strict=True)]
     for inner in _programs(parameters):
         if len(inner.invars) == len(inputs):
@@ -181,6 +201,15 @@ def _loop(body: Any, inputs: list[bool], consts: int, carry: int, found: dict[st
 def _programs(parameters: dict[str, Any]) -> Iterator[Any]:
     """The programs that an equation calls."""
     for value in parameters.values():
-        program = getattr(value, "jaxpr", value)
-        if hasattr(program, "eqns"):
-            yield program
+        if hasattr(_program(value), "eqns"):
+            yield _program(value)
+
+
+def _program(value: Any) -> Any:
+    """A program without the constants that it is closed over."""
+    return getattr(value, "jaxpr", value)
+
+
+def _same_shapes(outside: Sequence[Any], inside: Sequence[Any]) -> int:
+    """How many variables have one shape outside and inside of a loop."""
+    return sum(a.aval.shape == b.aval.shape for a, b in zip(outside, inside, strict=True))

@@ -149,33 +149,26 @@ def table(title: str, columns: str) -> None:
     print(f"\n**{title}**\n\n| {columns} |\n|{'---|' * (columns.count('|') + 1)}", flush=True)
 
 
-def main() -> None:
-    """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="demo", help="demo, a checkpoint, or a size (B/16) with random weights")
-    parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--study", type=int, default=200, help="images for the tables of single rules and of epsilon")
-    parser.add_argument("--batch", type=int, default=50)
-    options = parser.parse_args()
-    jax.config.update("jax_enable_x64", True)
+def draw(source: str, count: int) -> tuple[lrp_jax.ViT, Any, Any, Any, Any]:
+    """A model, its parameters, images, targets and masks; of a random model, without masks."""
+    if source == "demo" or os.path.exists(source):
+        return *lrp_jax.load(source), *lrp_jax.datasets.digit_scenes(count, seed=1, split="test")
+    model = lrp_jax.ViT(lrp_jax.ViTConfig.from_variant(source))
+    shape = model.config.image_shape
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros(shape, jnp.float32))["params"]
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((count, *shape), np.float32)
+    return model, params, images, rng.integers(0, model.config.num_classes, (count, 1)), None
 
-    masks = None
-    if options.model == "demo" or os.path.exists(options.model):
-        model, params = lrp_jax.load(options.model)
-        images, targets, masks = lrp_jax.datasets.digit_scenes(options.images, seed=1, split="test")
-    else:
-        model = lrp_jax.ViT(lrp_jax.ViTConfig.from_variant(options.model))
-        shape = model.config.image_shape
-        params = jax.jit(model.init)(jax.random.key(0), jnp.zeros(shape, jnp.float32))["params"]
-        rng = np.random.default_rng(0)
-        images = rng.standard_normal((options.images, *shape), np.float32)
-        targets = rng.integers(0, model.config.num_classes, (options.images, 1))
-    study = Study(model, params, images, targets, min(options.batch, options.images))
 
-    quality = "error: median | 99 % | worst | correlation: median | 1 % | worst"
+QUALITY = "error: median | 99 % | worst | correlation: median | 1 % | worst"
+
+
+def precisions(title: str, study: Study) -> None:
+    """Print the table of precisions."""
     table(
-        f"{options.model}: precision against float64 of the same rules, {targets.size} maps",
-        f"rules | precision | {quality}",
+        f"{title}: precision against float64 of the same rules, {study.targets.size} maps",
+        f"rules | precision | {QUALITY}",
     )
     for rules in RULES.values():
         reference = study.maps(rules, "float64")
@@ -185,34 +178,56 @@ def main() -> None:
             maps = study.maps(rules, "float32", lambda f, bits=bits: rounding_products(f, bits))
             print(f"| {rules.name} | {name} | {agreement(maps, reference)} |", flush=True)
 
-    few = slice(options.study)
-    part = Study(model, params, images[few], targets[few], study.batch)
-    exact = part.maps(CHEFER, "float64")
+
+def origins(title: str, study: Study, exact: np.ndarray) -> None:
+    """Print the table of single rules in float32."""
     table(
-        f"{options.model}: where the error of the exact rules comes from, {exact.shape[0] * exact.shape[1]} maps",
-        f"in float32 | {quality}",
+        f"{title}: where the error of the exact rules comes from, {exact.shape[0] * exact.shape[1]} maps",
+        f"in float32 | {QUALITY}",
     )
     for name in OPERATIONS:
         rules = dataclasses.replace(CHEFER, name=name, **{name: in_dtype(getattr(CHEFER, name), jnp.float32)})
-        print(f"| the rule of {name} | {agreement(part.maps(rules, 'float64'), exact)} |", flush=True)
+        print(f"| the rule of {name} | {agreement(study.maps(rules, 'float64'), exact)} |", flush=True)
     lowered = {name: in_dtype(getattr(CHEFER, name), jnp.float32) for name in OPERATIONS}
     rules = dataclasses.replace(CHEFER, name="all", **lowered)
-    print(f"| all rules | {agreement(part.maps(rules, 'float64'), exact)} |", flush=True)
-    print(f"| all rules and the model | {agreement(part.maps(CHEFER, 'float32'), exact)} |", flush=True)
+    print(f"| all rules | {agreement(study.maps(rules, 'float64'), exact)} |", flush=True)
+    print(f"| all rules and the model | {agreement(study.maps(CHEFER, 'float32'), exact)} |", flush=True)
 
+
+def epsilons(title: str, study: Study, exact: np.ndarray, masks: np.ndarray | None) -> None:
+    """Print the table of epsilons."""
     columns = "99 % error, float32 | 1 % correlation, bfloat16 parameters | median distance from exact"
     table(
-        f"{options.model}: epsilon of the stable rules",
+        f"{title}: epsilon of the stable rules",
         f"epsilon | {columns}{' | share | mIoU' if masks is not None else ''}",
     )
     for epsilon in (0.0, *EPSILONS):
         rules = stable(epsilon) if epsilon else CHEFER
-        reference = part.maps(rules, "float64")
-        error = agreement(part.maps(rules, "float32"), reference).split(" | ")[1]
-        correlation = agreement(part.maps(rules, "bfloat16 parameters"), reference).split(" | ")[4]
+        reference = study.maps(rules, "float64")
+        error = agreement(study.maps(rules, "float32"), reference).split(" | ")[1]
+        correlation = agreement(study.maps(rules, "bfloat16 parameters"), reference).split(" | ")[4]
         distance = agreement(reference, exact).split(" | ")[0]
-        ending = f" | {specificity(reference, masks[few])}" if masks is not None else ""
+        ending = f" | {specificity(reference, masks)}" if masks is not None else ""
         print(f"| {epsilon or 'exact'} | {error} | {correlation} | {distance}{ending} |", flush=True)
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="demo", help="demo, a checkpoint, or a size (B/16) with random weights")
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--study", type=int, default=200, help="images for the tables of single rules and of epsilon")
+    parser.add_argument("--batch", type=int, default=50)
+    options = parser.parse_args()
+    jax.config.update("jax_enable_x64", True)
+    model, params, images, targets, masks = draw(options.model, options.images)
+    study = Study(model, params, images, targets, min(options.batch, options.images))
+    precisions(options.model, study)
+    few = slice(options.study)
+    part = Study(model, params, images[few], targets[few], study.batch)
+    exact = part.maps(CHEFER, "float64")
+    origins(options.model, part, exact)
+    epsilons(options.model, part, exact, None if masks is None else masks[few])
 
 
 if __name__ == "__main__":

@@ -11,17 +11,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 import lrp_jax
 from lrp_jax import evaluate
+from lrp_jax.cli.console import progress
 from lrp_jax.datasets import Dataset, DigitDataset, ImageNetFolder, ImageNetSegmentation, sees_scenes
-from lrp_jax.evaluate import Summary
+from lrp_jax.evaluate import Protocol, Summary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +54,7 @@ ABLATIONS = [
     Row("the last block alone", "single_block"),
     ROWS[0],
 ]
+SEGMENTATION = ("pixel accuracy", "mAP", "mIoU")
 
 
 def cell(summary: Summary, name: str) -> str:
@@ -70,6 +68,92 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     print(f"\n**{title}**\n\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for row in rows:
         print(f"| {' | '.join(row)} |")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tables:
+    """Rows of the tables, each run unless its results are there.
+
+    Attributes:
+        model: the model.
+        params: its parameters.
+        options: of the command line.
+    """
+
+    model: lrp_jax.ViT
+    params: Any
+    options: argparse.Namespace
+
+    def asked(self, rows: list[Row]) -> list[Row]:
+        """The rows of the methods asked for."""
+        return [row for row in rows if not self.options.method or row.method in self.options.method]
+
+    def run(self, protocol: Protocol, row: Row, dataset: Dataset, **settings: Any) -> Summary:
+        """The summary of a row."""
+        taken = lrp_jax.METHODS[row.method].options
+        score = {"score": "sigmoid"} if "score" in taken and self.model.config.multi_label else {}
+        name = "-".join(map(str, [protocol.name, *settings.values(), row.method, *row.options.values()]))
+        with progress(name, len(dataset)) as (advance, _):
+            return protocol(
+                self.model,
+                self.params,
+                dataset,
+                self.options.output / name,
+                method=row.method,
+                options=row.options | score,
+                batch_size=min(self.options.batch_size, len(dataset)),
+                progress=lambda done, _: advance(done),
+                **settings,
+            )
+
+    def perturbation(self, dataset: Dataset) -> None:
+        """Print table 1."""
+        rows, kinds, clean = [], ("positive AUC", "negative AUC"), ""
+        for row in self.asked(ROWS):
+            cells = []
+            for explained in ("predicted", "true"):
+                if explained == "true" and not lrp_jax.METHODS[row.method].class_specific:
+                    cells += ["", ""]  # one map for all classes
+                    continue
+                summary = self.run(evaluate.perturbation, row, dataset, explained=explained)
+                cells += [cell(summary, kind) for kind in kinds]
+            rows.append([row.title, *cells])
+            clean = f", clean accuracy {cell(summary, 'clean accuracy')} %"
+        columns = ["method", *(f"{kind.split()[0]}, {which}" for which in ("predicted", "true") for kind in kinds)]
+        title = f"Table 1: perturbation, area under the curve of accuracy; {len(dataset)} images"
+        print_table(title + clean, columns, rows)
+
+    def segmentation(self, dataset: Dataset) -> None:
+        """Print table 2."""
+        kinds = [*SEGMENTATION, *["share on target"] * dataset.masks_of_labels]
+        rows = []
+        for row in self.asked(ROWS):
+            summary = self.run(evaluate.segmentation, row, dataset)
+            rows.append([row.title, *(cell(summary, kind) for kind in kinds)])
+        print_table(f"Table 2: segmentation, {len(dataset)} images", ["method", *kinds], rows)
+
+    def ablations(self, masked: Dataset, perturbed: Dataset) -> None:
+        """Print table 3."""
+        pools, rows = self.model.config.readout == "attention", []
+        for row in self.asked(ABLATIONS):
+            if pools and "block" in row.options:  # no block but the last has a row that is read
+                continue
+            segmented = self.run(evaluate.segmentation, row, masked)
+            removed = self.run(evaluate.perturbation, row, perturbed, explained="predicted")
+            rows.append([row.title, *(cell(segmented, kind) for kind in SEGMENTATION)])
+            rows[-1] += [cell(removed, kind) for kind in ("positive AUC", "negative AUC")]
+        columns = ["of transformer attribution", *SEGMENTATION, "positive", "negative"]
+        print_table("Table 3: ablations", columns, rows)
+
+    def sanity(self, dataset: Dataset) -> None:
+        """Print the table of sanity checks."""
+        middle = f"block {self.model.config.depth // 2}"
+        rows, stages = [], [f"correlation after {stage}" for stage in ("head", middle, "embeddings")]
+        for row in self.asked(ROWS):
+            summary = self.run(evaluate.sanity, row, dataset)
+            rows.append([row.title, *(cell(summary, name) for name in ("correlation of two classes", *stages))])
+        columns = ["method", "two classes", *(stage.removeprefix("correlation ") for stage in stages)]
+        print_table(f"Sanity checks: rank correlation of maps, {len(dataset)} images", columns, rows)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -93,7 +177,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("--images, --sanity-images and --batch-size must be at least 1.")
     model, params = lrp_jax.load(options.model)
     config = model.config
-    if options.imagenet is None and not sees_scenes(config):
+    if options.imagenet is None and not sees_scenes(config, config):
         parser.error("digit scenes are for models of them, such as 'demo': give --imagenet and --segmentation.")
 
     def pictures(images: int | None) -> Dataset:
@@ -105,68 +189,11 @@ def main(arguments: list[str] | None = None) -> None:
     masked: Dataset = perturbed
     if options.segmentation is not None:
         masked = ImageNetSegmentation(options.segmentation, config, images=options.images)
-
-    def run(protocol: Callable[..., Summary], row: Row, dataset: Dataset, **settings: Any) -> Summary:
-        taken = lrp_jax.METHODS[row.method].options
-        score = {"score": "sigmoid"} if "score" in taken and config.multi_label else {}
-        name = "-".join(map(str, [protocol.__name__, *settings.values(), row.method, *row.options.values()]))
-        columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True)) as progress:
-            task = progress.add_task("", total=len(dataset))
-            return protocol(
-                model,
-                params,
-                dataset,
-                options.output / name,
-                method=row.method,
-                options=row.options | score,
-                batch_size=min(options.batch_size, len(dataset)),
-                progress=lambda done, _: progress.update(task, completed=done),
-                **settings,
-            )
-
-    def asked(rows: list[Row]) -> list[Row]:
-        return [row for row in rows if not options.method or row.method in options.method]
-
-    rows, kinds = [], ("positive AUC", "negative AUC")
-    for row in asked(ROWS):
-        cells = []
-        for explained in ("predicted", "true"):
-            if explained == "true" and not lrp_jax.METHODS[row.method].class_specific:
-                cells += ["", ""]  # one map for all classes
-                continue
-            summary = run(evaluate.perturbation, row, perturbed, explained=explained)
-            cells += [cell(summary, kind) for kind in kinds]
-        rows.append([row.title, *cells])
-        clean = cell(summary, "clean accuracy")
-    columns = ["method", *(f"{kind.split()[0]}, {which}" for which in ("predicted", "true") for kind in kinds)]
-    title = f"Table 1: perturbation, area under the curve of accuracy; {len(perturbed)} images"
-    print_table(f"{title}, clean accuracy {clean} %" if rows else title, columns, rows)
-
-    kinds = ("pixel accuracy", "mAP", "mIoU")
-    more = ("share on target",) if masked.masks_of_labels else ()
-    rows = []
-    for row in asked(ROWS):
-        summary = run(evaluate.segmentation, row, masked)
-        rows.append([row.title, *(cell(summary, kind) for kind in (*kinds, *more))])
-    print_table(f"Table 2: segmentation, {len(masked)} images", ["method", *kinds, *more], rows)
-
-    rows = []
-    ablations = [row for row in asked(ABLATIONS) if config.readout != "attention" or "block" not in row.options]
-    for row in ablations:  # of a model that pools by attention, no block but the last has a row that is read
-        segmented = run(evaluate.segmentation, row, masked)
-        removed = run(evaluate.perturbation, row, perturbed, explained="predicted")
-        rows.append([row.title, *(cell(segmented, k) for k in kinds)])
-        rows[-1] += [cell(removed, kind) for kind in ("positive AUC", "negative AUC")]
-    columns = ["of transformer attribution", *kinds, "positive", "negative"]
-    print_table("Table 3: ablations", columns, rows)
-
-    rows, stages = [], [f"correlation after {stage}" for stage in ("head", f"block {config.depth // 2}", "embeddings")]
-    for row in asked(ROWS):
-        summary = run(evaluate.sanity, row, checked)
-        rows.append([row.title, *(cell(summary, name) for name in ("correlation of two classes", *stages))])
-    columns = ["method", "two classes", *(stage.removeprefix("correlation ") for stage in stages)]
-    print_table(f"Sanity checks: rank correlation of maps, {len(checked)} images", columns, rows)
+    tables = Tables(model, params, options)
+    tables.perturbation(perturbed)
+    tables.segmentation(masked)
+    tables.ablations(masked, perturbed)
+    tables.sanity(checked)
 
 
 if __name__ == "__main__":

@@ -6,22 +6,19 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from helpers import GOLDEN, drawn
+from PIL import Image
 
 import lrp_jax
+from lrp_jax.labels import imagenet_classes
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_disable_most_optimizations", True)  # compilation is nearly all that the tests take
-
-GOLDEN = Path(__file__).parent / "golden"
-
-
-def relative_error(actual, expected):
-    """Largest error over largest value."""
-    actual, expected = np.asarray(actual), np.asarray(expected)
-    assert actual.shape == expected.shape
-    return np.abs(actual - expected).max() / np.abs(expected).max()
+# Compilation is nearly all that the tests take: without optimisation, and each program once for all of them.
+jax.config.update("jax_disable_most_optimizations", True)
+jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".pytest_cache" / "programs"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 @pytest.fixture(scope="session")
@@ -61,3 +58,51 @@ def _free_programs():
     """Give compiled programs back: a process may map only so much memory, and beyond it the compiler crashes."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A model of digit scenes with random weights, so that it errs."""
+    config = lrp_jax.ViTConfig(
+        image_size=64, patch_size=16, width=8, depth=1, num_heads=2, mlp_dim=8, num_classes=10, multi_label=True
+    )
+    model = lrp_jax.ViT(config)
+    return model, jax.tree.map(lambda p: p * 3, drawn(model))
+
+
+@pytest.fixture(scope="module")
+def single():
+    """A model of one label, 1,000 classes, of 16 x 24 pixels."""
+    config = lrp_jax.ViTConfig(image_size=(16, 24), patch_size=8, width=8, depth=1, num_heads=2, mlp_dim=8)
+    model = lrp_jax.ViT(config)
+    return model, drawn(model)
+
+
+@pytest.fixture
+def masked(tmp_path):
+    """Five pictures with masks, of different sizes."""
+    rng = np.random.default_rng(0)
+    for folder in ("images", "masks"):
+        (tmp_path / "masked" / folder).mkdir(parents=True)
+    for i in range(5):
+        size = (20 + i, 30)
+        Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(tmp_path / "masked" / "images" / f"{i}.png")
+        mask = np.zeros(size, np.uint8)
+        mask[5:15, 10:25] = 255
+        stored = mask.astype(np.uint16) // 255 if i == 0 else mask  # one of 16 bits
+        Image.fromarray(stored).save(tmp_path / "masked" / "masks" / f"{i}.png")
+    return tmp_path / "masked"
+
+
+@pytest.fixture
+def imagenet(tmp_path):
+    """Synset folders of six pictures, and the same pictures in one folder."""
+    rng = np.random.default_rng(0)
+    synsets = ["n02123045", "n01440764", "n15075141"]
+    classes = [synset for synset, _ in imagenet_classes()]
+    for i in range(6):
+        picture = Image.fromarray(rng.integers(0, 256, (20, 30, 3), np.uint8))
+        for folder in (tmp_path / "val" / synsets[i % 3], tmp_path / "flat"):
+            folder.mkdir(parents=True, exist_ok=True)
+            picture.save(folder / f"ILSVRC2012_val_{i}.JPEG")
+    return tmp_path, synsets, [classes.index(synset) for synset in synsets]

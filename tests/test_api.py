@@ -1,5 +1,6 @@
 """Habits of the public interface."""
 
+import ast
 import inspect
 import json
 import re
@@ -12,6 +13,7 @@ from lrp_jax import metrics
 from lrp_jax.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
+PACKAGE = Path(lrp_jax.__file__).parent
 METRICS = [f for f in vars(metrics).values() if inspect.isfunction(f) and f.__module__ == metrics.__name__]
 FUNCTIONS = {name: getattr(lrp_jax, name) for name in lrp_jax.__all__ if inspect.isfunction(getattr(lrp_jax, name))}
 
@@ -35,21 +37,44 @@ def test_public_names_are_documented(name):
     assert inspect.getdoc(getattr(lrp_jax, name))
 
 
-@pytest.mark.parametrize("module", ["rules", "propagation", "metrics", "methods", "attribution"])
-def test_attribution_knows_nothing_of_flax(module):
-    source = (Path(lrp_jax.__file__).parent / f"{module}.py").read_text()
-    assert not re.search(r"^\s*(import|from) (flax|lrp_jax\.(vit|checkpoint|convert))", source, re.MULTILINE)
+# The rooms of the house, the ground first: each imports from its own and from those before it.
+ROOMS = (
+    *("version", "checks", "files", "rules", "model", "signals", "maps", "metrics", "methods", "attribution"),
+    *("labels", "pictures", "vit_config", "vit", "weights", "datasets", "evaluate", "cli"),
+)
+WITHOUT_FLAX = ROOMS[: ROOMS.index("vit")]
 
 
-@pytest.mark.slow
-def test_the_examples_of_the_readme_run(capsys):
-    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-    runnable = [block for block in blocks if "convert(" not in block]  # which needs a file of the reader's
-    assert len(runnable) >= 3
-    scope = {}
-    for block in runnable:
-        exec(block, scope)
-    assert "(8, 10) (8, 2) (8, 2, 8, 8)" in capsys.readouterr().out
+def imports(path):
+    """The modules that a file names."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.name != "__init__.py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_arrows_point_down(path):
+    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    below = ROOMS[: ROOMS.index(room) + 1]
+    for name in imports(path):
+        if name.startswith("lrp_jax"):
+            assert name.split(".")[1] in below, f"{room} imports {name}"
+        assert not (room in WITHOUT_FLAX and name.startswith("flax")), name
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_and_functions_are_short(path):
+    """What is longer holds two concepts; tables may be long."""
+    text = path.read_text()
+    assert len(text.splitlines()) <= 400 or path.stem.endswith("tables")
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < 60, node.name
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 """Maps: parity with the authors' code, batches, transforms, bad input."""
 
 import dataclasses
-import functools
 
 import chex
 import hypothesis
@@ -9,29 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import relative_error
+from helpers import CASES, relative_error, small_images, small_model
 from hypothesis import strategies as st
 
 import lrp_jax
-from lrp_jax.model import forward
-
-CASES = range(6)
-
-
-@functools.cache
-def small_model(dtype=jnp.float64, **fields):
-    config = lrp_jax.ViTConfig(
-        **{"image_size": 16, "patch_size": 4, "width": 16, "depth": 3, "num_heads": 2, "mlp_dim": 32, "num_classes": 5}
-        | fields
-    )
-    model = lrp_jax.ViT(config)
-    params = jax.jit(model.init)(jax.random.key(1), jnp.zeros(config.image_shape, jnp.float32))["params"]
-    # Larger than initialised, for logits and attention that vary.
-    return model, jax.tree.map(lambda p: (p * 2).astype(dtype), params)
-
-
-def small_images(n, dtype=jnp.float64, shape=(16, 16, 3)):
-    return jax.random.normal(jax.random.key(2), (n, *shape), dtype)
+from lrp_jax.model import classify
+from lrp_jax.rules import register
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -187,6 +169,21 @@ def test_inside_the_callers_transforms(method, options):
     chex.assert_trees_all_close(flat, expected, rtol=1e-10)
 
 
+def test_a_name_that_comes_to_mean_another_rule_set():
+    """Programs compiled for a name are not taken for what it means later."""
+    model, params = small_model()
+    try:
+        for rules in (lrp_jax.CHEFER, lrp_jax.BASELINE):
+            register(dataclasses.replace(rules, name="changing"))
+            for found, expected in (
+                (lrp_jax.explain(model, params, small_images(1), rules=name) for name in ("changing", rules)),
+                (lrp_jax.attention_signals(model, params, small_images(1), rules=name) for name in ("changing", rules)),
+            ):
+                np.testing.assert_array_equal(found.relevance, expected.relevance)
+    finally:
+        del lrp_jax.RULES["changing"]
+
+
 def test_predicted_class_is_the_default():
     model, params = small_model()
     images = small_images(3)
@@ -302,7 +299,7 @@ def test_products_keep_float32_whatever_the_callers_setting():
     model, params = small_model(jnp.float32)
     with jax.default_matmul_precision("bfloat16"):
         program = str(jax.make_jaxpr(lambda p, x: lrp_jax.explain(model, p, x))(params, small_images(1, jnp.float32)))
-        logits = str(jax.make_jaxpr(lambda p, x: forward(model, p, x))(params, small_images(1, jnp.float32)[0]))
+        logits = str(jax.make_jaxpr(lambda p, x: classify(model, p, x))(params, small_images(1, jnp.float32)[0]))
     assert program.count("dot_general[") > 20
     assert logits.count("dot_general[") > 5
     for text in (program, logits):
@@ -389,7 +386,7 @@ class TestBadInput:
             ((images, [0]), {}, r"2 images.*got the shape \(1,\)"),
             ((images, np.zeros((2, 0), int)), {}, "at least 1"),
             ((images, 3), {}, r"got int64 of the shape \(\)"),
-            ((images,), {"method": "gradcam"}, "transformer_attribution, raw_attention, .*; got 'gradcam'"),
+            ((images,), {"method": "gradcam"}, "transformer_attribution, partial_lrp, .*; got 'gradcam'"),
             ((images,), {"layer": 1}, "takes the options start_layer, rules; got 'layer'"),
             (
                 (images,),

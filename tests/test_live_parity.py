@@ -7,14 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import GOLDEN, relative_error
+from helpers import GOLDEN, relative_error, small_images, small_model
 from PIL import Image
-from test_attribution import small_images, small_model
 
 import lrp_jax
 from lrp_jax import metrics
-from lrp_jax.convert import convert_with_summary
 from lrp_jax.weights import read_weights
+from lrp_jax.weights.convert import convert_with_summary
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from conftest import GOLDEN
-from test_attribution import small_images, small_model
+from helpers import GOLDEN, small_images, small_model
 
 import lrp_jax
 from lrp_jax import metrics

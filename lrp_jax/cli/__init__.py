@@ -1,0 +1,52 @@
+"""The command line: ``lrp-jax``, a file a command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import jax
+
+from lrp_jax.cli import convert, evaluate, explain, methods
+from lrp_jax.cli.console import FAILED, INTERRUPTED, MISUSED, one_line
+from lrp_jax.version import __version__
+
+_COMMANDS = (explain, methods, evaluate, convert)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: the words after ``lrp-jax``; None: those of the process.
+
+    Returns:
+        The exit status: 0, everything asked for was done; 1, some images could not be explained (they are named on
+        standard error), or the device failed; 2, the command was wrong and nothing was done, or no image could be
+        evaluated; 130, interrupted.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except KeyboardInterrupt:
+        print("lrp-jax: interrupted; the files written so far are whole.", file=sys.stderr)
+        return INTERRUPTED
+    except (ImportError, OSError, ValueError) as error:
+        print(f"lrp-jax: error: {one_line(error)}", file=sys.stderr)
+        return MISUSED
+    except jax.errors.JaxRuntimeError as error:
+        hint = " Try a smaller --batch-size." if "RESOURCE_EXHAUSTED" in str(error) else ""
+        print(f"lrp-jax: error: {one_line(error)}{hint}", file=sys.stderr)
+        return FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lrp-jax", description="Class-specific relevance maps for Vision Transformers."
+    )
+    parser.add_argument("--version", action="version", version=f"lrp-jax {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in _COMMANDS:
+        command.add(commands)
+    return parser

@@ -1,0 +1,84 @@
+"""What the arguments of several commands mean."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from lrp_jax.methods import METHODS
+
+
+class Collect(argparse.Action):
+    """Collects options that are given in one mapping, each under its ``const``."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        """Add an option that is given."""
+        setattr(namespace, self.dest, {**getattr(namespace, self.dest), self.const: values})
+
+
+def add_model(command: argparse.ArgumentParser) -> None:
+    """``--model``."""
+    command.add_argument("--model", default="demo", help="'demo' or the path of a checkpoint (default: demo)")
+
+
+def add_method(command: argparse.ArgumentParser) -> None:
+    """``--method``, and a flag for every option of any method; those given are ``method_options``."""
+    command.add_argument(
+        "--method",
+        choices=list(METHODS),
+        default="transformer_attribution",
+        metavar="METHOD",
+        help="see lrp-jax methods (default: %(default)s)",
+    )
+    command.set_defaults(method_options={})
+    group = command.add_argument_group("options of methods (with their defaults)")
+    takers: dict[str, list[str]] = {}
+    for method in METHODS.values():
+        for option, default in method.options.items():
+            takers.setdefault(option, []).append(f"{method.name} ({default})")
+    for option, methods in takers.items():
+        group.add_argument(
+            flag(option),
+            action=Collect,
+            dest="method_options",
+            const=option,
+            type=value,
+            metavar="VALUE",
+            help=", ".join(methods),
+        )
+
+
+def add_batch_size(command: argparse.ArgumentParser, what: str) -> None:
+    """``--batch-size``."""
+    command.add_argument(
+        "--batch-size", type=positive, default=8, metavar="B", help=f"images {what} at once (default: 8)"
+    )
+
+
+def flag(name: str) -> str:
+    """The flag of an option's name."""
+    return f"--{name.replace('_', '-')}"
+
+
+def value(text: str) -> Any:
+    """A number, a truth value, a tuple of them, or else the text itself."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return {"True": True, "False": False, "None": None}.get(text, text)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text}")
+    return int(text)

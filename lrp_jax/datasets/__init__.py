@@ -1,0 +1,32 @@
+"""Datasets with a known answer to the question of where a class is, or of which class an image is."""
+
+from lrp_jax.datasets.base import Dataset, Sample, pictures_in
+from lrp_jax.datasets.folders import MaskFolder
+from lrp_jax.datasets.imagenet import ImageNetFolder, ImageNetSegmentation
+from lrp_jax.datasets.scenes import (
+    SCENE_MEAN,
+    SCENE_SIZE,
+    SCENE_STD,
+    DigitDataset,
+    DigitScenes,
+    Split,
+    digit_scenes,
+    sees_scenes,
+)
+
+__all__ = [
+    "SCENE_MEAN",
+    "SCENE_SIZE",
+    "SCENE_STD",
+    "Dataset",
+    "DigitDataset",
+    "DigitScenes",
+    "ImageNetFolder",
+    "ImageNetSegmentation",
+    "MaskFolder",
+    "Sample",
+    "Split",
+    "digit_scenes",
+    "pictures_in",
+    "sees_scenes",
+]

@@ -1,0 +1,29 @@
+"""Evaluation of a method over a dataset: segmentation and perturbation, as in the paper, and sanity checks.
+
+A protocol is a value in :data:`PROTOCOLS`, which can be called: :mod:`lrp_jax.evaluate.base` says what one is.
+"""
+
+from lrp_jax.evaluate.base import PROTOCOLS, Option, Protocol, register
+from lrp_jax.evaluate.draw import draw_curves, draw_maps
+from lrp_jax.evaluate.perturbation import FRACTIONS, perturbation
+from lrp_jax.evaluate.sanity import sanity
+from lrp_jax.evaluate.segmentation import segmentation
+from lrp_jax.evaluate.study import Curves, Figure, Figures, Study, Summary
+
+__all__ = [
+    "FRACTIONS",
+    "PROTOCOLS",
+    "Curves",
+    "Figure",
+    "Figures",
+    "Option",
+    "Protocol",
+    "Study",
+    "Summary",
+    "draw_curves",
+    "draw_maps",
+    "perturbation",
+    "register",
+    "sanity",
+    "segmentation",
+]

@@ -1,0 +1,287 @@
+"""Protocols of evaluation: what one is, the table of them, and a run of one over a dataset."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lrp_jax import metrics
+from lrp_jax.attribution import explain
+from lrp_jax.checks import set_field
+from lrp_jax.datasets import Dataset
+from lrp_jax.evaluate.results import append, batches, resumed, stacked, write_summary
+from lrp_jax.evaluate.study import Curves, Figure, Figures, Measure, Record, Study, Summary
+from lrp_jax.files import needs
+from lrp_jax.labels import Labels
+from lrp_jax.methods import METHODS
+from lrp_jax.model import Model, Params, number_of_classes
+from lrp_jax.pictures import Preprocessing
+from lrp_jax.rules import RULES, Rules
+from lrp_jax.version import __version__
+
+
+class Option(NamedTuple):
+    """An option of a protocol.
+
+    Attributes:
+        default: its value where none is given.
+        what: what it is, for help.
+        choices: the values that it may have; empty: an integer of at least 0.
+    """
+
+    default: Any
+    what: str
+    choices: Sequence[str] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """A way to evaluate a method, which can be called.
+
+    Attributes:
+        name: in :data:`PROTOCOLS`.
+        summary: what it measures, a line for help.
+        about: what its figures are and where they come from; its ``__doc__``.
+        needs: what of a sample there must be, of ``"labels"`` and ``"masks"``.
+        measure: what measures batches; refuses by a ValueError what it cannot measure.
+        figures: what is reported.
+        curves: what is drawn, if anything.
+        options: its own.
+        modules: of the extra ``evaluate``, that it needs.
+    """
+
+    name: str
+    summary: str
+    about: str
+    needs: Sequence[str]
+    measure: Callable[[Study], Measure]
+    figures: Callable[[Study], Figures]
+    curves: Curves | None = None
+    options: Mapping[str, Option] = dataclasses.field(default_factory=dict)
+    modules: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        set_field(self, "__doc__", self.about)
+
+    def __call__(
+        self,
+        model: Model,
+        params: Params,
+        dataset: Dataset,
+        folder: str | os.PathLike[str],
+        *,
+        method: str = "transformer_attribution",
+        options: Mapping[str, Any] | None = None,
+        preprocessing: Preprocessing | None = None,
+        labels: Labels | None = None,
+        batch_size: int = 8,
+        correct_only: bool = False,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+        **own: Any,
+    ) -> Summary:
+        """Evaluate a method.
+
+        Args:
+            model: any model.
+            params: its parameters.
+            dataset: images, with what the protocol needs of them.
+            folder: where results go. ``settings.json`` says what is run; ``results.jsonl`` has a line for each image,
+                in the order of the dataset; ``summary.json`` the figures with 95% intervals. A run that was interrupted
+                goes on where it stopped.
+            method: a name in :data:`lrp_jax.METHODS`.
+            options: the method's own.
+            preprocessing: how the images were made of pictures; None: as ``model.config`` says, of a
+                :class:`lrp_jax.ViT`.
+            labels: what the logits stand for; None: likewise.
+            batch_size: images at once.
+            correct_only: leave images aside that are not classified right.
+            progress: called with the number of images done, and of all.
+            **own: the protocol's, see its ``options``.
+
+        Returns:
+            The summary, which is also written to the folder.
+
+        Raises:
+            ValueError: an option is wrong, the folder holds a run of other settings, the dataset lacks what is needed,
+                or the protocol means nothing for the model.
+            ImportError: the extra ``evaluate`` is not installed.
+        """
+        told = described(model, preprocessing, labels)
+        study = Study(model, params, dataset, method, dict(options or {}), *told, self._taken(own))
+        measure = self.measure(study)
+        settings = _settings(self, study, batch_size)
+        for module in self.modules:
+            needs(module, extra="evaluate")  # now, not after the first batch
+        lines = _run(study, self.needs, measure, Path(folder), settings, correct_only, progress)
+        summary = _summed_up(self, study, settings | {"correct_only": correct_only}, lines)
+        write_summary(Path(folder), summary)
+        return summary
+
+    def _taken(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Its options, those given and the defaults of the others."""
+        for name, value in given.items():
+            if name not in self.options:
+                takes = (
+                    f"takes the options {', '.join(self.options)}" if self.options else "takes no options of its own"
+                )
+                raise ValueError(f"{self.name} {takes}; got {name!r}.")
+            choices = self.options[name].choices
+            if choices and value not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}.")
+            if not choices and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**32):
+                raise ValueError(f"{name} must be an integer of at least 0 and below 2**32, got {value!r}.")
+        return {name: given.get(name, option.default) for name, option in self.options.items()}
+
+
+#: The protocols by name.
+PROTOCOLS: dict[str, Protocol] = {}
+
+
+def register(protocol: Protocol) -> Protocol:
+    """Make a protocol known by its name, and give it back."""
+    PROTOCOLS[protocol.name] = protocol
+    return protocol
+
+
+def described(model: Model, preprocessing: Preprocessing | None, labels: Labels | None) -> tuple[Preprocessing, Labels]:
+    """How images were made of pictures and what logits stand for, as given or as a ViT's own configuration says.
+
+    Args:
+        model: the model.
+        preprocessing: as given, or None.
+        labels: as given, or None.
+
+    Raises:
+        ValueError: one is not given, and the model has no configuration.
+    """
+    config = getattr(model, "config", None)
+    pixels, classes = preprocessing or config, labels or config
+    if not isinstance(pixels, Preprocessing):
+        raise ValueError(
+            f"preprocessing must be Preprocessing, for a model without a ViTConfig; got {preprocessing!r}."
+        )
+    if not isinstance(classes, Labels):
+        raise ValueError(f"labels must be Labels, for a model without a ViTConfig; got {labels!r}.")
+    return pixels, classes
+
+
+def _settings(protocol: Protocol, study: Study, batch_size: int) -> dict[str, Any]:
+    """What a run depends on; a ValueError if it cannot be."""
+    dataset, method, options = study.dataset, study.method, study.method_options
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    shape = study.preprocessing.image_shape
+    classes = number_of_classes(study.model, study.params, jax.ShapeDtypeStruct(shape, jnp.float32))
+    if study.labels.num_classes != classes:
+        raise ValueError(f"labels are of {study.labels.num_classes} classes, the model has {classes}.")
+    if dataset.labels_per_image > classes:
+        raise ValueError(f"{dataset.name} has {dataset.labels_per_image} classes an image, the model one in all.")
+    one = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    jax.eval_shape(partial(explain, study.model, method=method, **options), study.params, one)  # what the method says
+    rules = options.get("rules")
+    if isinstance(rules, Rules) and RULES.get(rules.name, rules) != rules:
+        raise ValueError(
+            f"rules are recorded by name, and {rules.name!r} names others: give yours a name of their own."
+        )
+    return {
+        "protocol": protocol.name,
+        "dataset": dataset.name,
+        "images": len(dataset),
+        "model": _digest(study),
+        "method": method,
+        "options": {k: getattr(v, "name", str(v)) for k, v in {**METHODS[method].options, **options}.items()},
+        "batch_size": batch_size,
+        "lrp_jax": __version__,
+        "jax": jax.__version__,
+        **study.options,
+    }
+
+
+def _digest(study: Study) -> str:
+    """A hash of model, parameters, preprocessing and labels; functions count by their names."""
+    said = re.sub(r" at 0x[0-9a-f]+", "", repr((study.model, study.preprocessing, study.labels)))
+    digest = hashlib.sha256(said.encode())
+    for path, value in jax.tree_util.tree_leaves_with_path(study.params):
+        digest.update(jax.tree_util.keystr(path).encode() + np.asarray(value).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _run(
+    study: Study,
+    needed: Sequence[str],
+    measure: Measure,
+    folder: Path,
+    settings: Mapping[str, Any],
+    correct_only: bool,
+    progress: Callable[[int, int], None],
+) -> list[Record]:
+    """Evaluate the images that a folder has no results of; the records of all."""
+    dataset, classes = study.dataset, study.labels.num_classes
+    if correct_only and classes == 1:
+        raise ValueError("correct_only means nothing for a model of one output: it classifies nothing.")
+    lines = resumed(folder, settings, dataset)
+    lacks = f"{settings['protocol']} needs {{}} here, {dataset.name} has none."
+    if correct_only and any(line.get("clean", ()) is None for line in lines):
+        raise ValueError(lacks.format("labels"))
+    size, total = settings["batch_size"], len(dataset)
+    progress(len(lines), total)
+    for start, batch, errors in batches(dataset, range(len(lines), total, size), size):
+        for sample in filter(None, batch):
+            for name in [*needed, *["labels"] * correct_only]:
+                if getattr(sample, name) is None:
+                    raise ValueError(lacks.format(name))
+            if sample.labels is not None and not 0 <= min(sample.labels) <= max(sample.labels) < classes:
+                raise ValueError(f"{dataset.name} has the classes {sample.labels}, the model 0 to {classes - 1}.")
+        found = jax.tree.map(np.asarray, measure(*stacked(dataset, batch, size)) if any(batch) else {})
+        new = [
+            {"image": dataset.key(start + b)}
+            | (_record(found, b, sample.labels is None or classes == 1) if sample else {"skipped": errors[b]})
+            for b, sample in enumerate(batch)
+        ]
+        append(folder, settings, new)
+        lines += new
+        progress(len(lines), total)
+    return lines
+
+
+def _record(found: Mapping[str, Any], b: int, unclassified: bool) -> Record:
+    """What was found of image b of a batch; where nothing says whether it is classified right, that is None."""
+    record: Record = jax.tree.map(lambda values: values[b].tolist(), found)
+    return record | ({"clean": None} if unclassified else {})
+
+
+def _summed_up(protocol: Protocol, study: Study, settings: Mapping[str, Any], lines: Sequence[Record]) -> Summary:
+    skipped = {line["image"]: line["skipped"] for line in lines if "skipped" in line}
+    kept = [
+        line
+        for line in lines
+        if "skipped" not in line and (not settings["correct_only"] or all(line["clean"] or [False]))
+    ]
+    if not kept:
+        first = next(iter(skipped.values()), "").rstrip(".")
+        why = f"the first because {first}" if skipped else "none is classified right"
+        raise ValueError(f"no image is left to evaluate: {len(skipped)} of {len(lines)} were skipped, {why}.")
+    figures = protocol.figures(study)
+    table = np.array([figures.values(line) for line in kept])
+    mean = table.mean(axis=0)
+    ends = metrics.bootstrap_interval(figures.of_means, table)
+    found = {
+        name: Figure(*map(float, triple))
+        for name, *triple in zip(figures.names, figures.of_means(mean), *ends, strict=True)
+        if not np.isnan(triple[0])
+    }
+    names = protocol.curves.names if protocol.curves else ()
+    drawn = dict(zip(names, mean.reshape(len(names), -1).tolist(), strict=True)) if names else {}
+    return Summary(settings, found, drawn, len(kept), skipped)

@@ -1,0 +1,50 @@
+"""Maps that are made of attention, without relevance."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import Array
+
+from lrp_jax.maps import unit_range
+from lrp_jax.methods.base import check_block, for_each, patches, register, rollout, row
+from lrp_jax.model import Model, Params, classify
+from lrp_jax.signals import Explanation, predicted, signals_at_attention
+
+
+@register(class_specific=False, resolution="patch", reference="Chefer et al. 2021, section 4")
+def raw_attention(model: Model, params: Params, image: Array, targets: Array | None) -> Explanation:
+    """The row of the last block's attention, mean over heads."""
+    logits, attention = classify(model, params, image)
+    targets = predicted(logits, targets)
+    return Explanation(logits, targets, for_each(targets, patches(row(attention[-1].mean(axis=0), model), model)))
+
+
+@register(class_specific=False, resolution="patch", reference="Abnar and Zuidema 2020, section 3")
+def attention_rollout(
+    model: Model, params: Params, image: Array, targets: Array | None, *, start_layer: int = 0
+) -> Explanation:
+    """The row of the product of all blocks' attention, mean over heads plus identity, rows scaled to sum 1.
+
+    Options:
+        start_layer: the first block that enters the product; 1 in the evaluation of Chefer et al.
+
+    Raises:
+        ValueError: ``start_layer`` is not a block.
+    """
+    check_block(model, params, image, start_layer=start_layer)
+    logits, attention = classify(model, params, image)
+    targets = predicted(logits, targets)
+    relevance = rollout(attention[None, start_layer:].mean(axis=2), model, scaled=True)
+    return Explanation(logits, targets, for_each(targets, relevance[0]))
+
+
+@register(class_specific=True, resolution="patch", reference="Selvaraju et al. 2017, on attention: Chefer et al. 2021")
+def attention_gradcam(model: Model, params: Params, image: Array, targets: Array | None) -> Explanation:
+    """GradCAM with the last block's heads for channels: their rows, weighted by the gradient's mean.
+
+    With a and g the rows of A and G at the patches, the map is ``(mean over heads of (mean g) a)+``, scaled to [0, 1].
+    """
+    signals = signals_at_attention(model, params, image, targets, None, start_layer=-1)
+    weight = patches(row(signals.gradient[:, 0], model), model).mean(axis=(2, 3), keepdims=True)  # [K, h, 1, 1]
+    cam = jnp.maximum((weight * patches(row(signals.attention[-1], model), model)[None]).mean(axis=1), 0)
+    return Explanation(signals.logits, signals.targets, unit_range(cam))

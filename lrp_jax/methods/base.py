@@ -1,0 +1,202 @@
+"""What an attribution method is, and what several of them share.
+
+A method is a function of one image, registered in :data:`METHODS` by its name::
+
+    @register(class_specific=True, resolution="pixel", reference="...")
+    def my_method(model, params, image, targets, *, option=1) -> Explanation:
+        # its documentation, of which the first line says what the map is
+        ...
+
+Every method has these arguments, and keyword-only options of its own:
+
+- ``model``: a :class:`lrp_jax.Model`;
+- ``params``: its parameters;
+- ``image``: ``[H, W, channels]``, floating;
+- ``targets``: int ``[K]``, classes; float ``[K, C]``, weights of the logits; or None, the predicted class.
+
+It returns an :class:`lrp_jax.Explanation` of the image, or a tuple of what it holds: logits ``[C]``, the targets, and
+relevance ``[K, rows, cols]`` on the grid of patches or of pixels. An option out of range is a ValueError, raised while
+shapes are taken, before anything is computed. :func:`lrp_jax.explain` batches and jits methods; options are static.
+
+Letters: K targets, C classes, L blocks, h heads, N tokens. A attention, G and R its gradient and relevance for a
+target, ``x+ = max(x, 0)``; "the row" of a matrix ``[N, N]`` is what the head reads of it: the class token's, for a
+class token, and :attr:`lrp_jax.Model.readout` times the matrix in general.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from lrp_jax.model import Model, Params, number_of_layers
+from lrp_jax.signals import Explanation
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """An attribution method.
+
+    Attributes:
+        function: what explains one image, see :mod:`lrp_jax.methods.base`.
+        class_specific: whether the map depends on the target.
+        resolution: of the map, ``"patch"`` or ``"pixel"``.
+        reference: where it comes from.
+        signed: whether values below zero speak against the target, instead of less for it.
+    """
+
+    function: Callable[..., Explanation]
+    class_specific: bool
+    resolution: Literal["patch", "pixel"]
+    reference: str
+    signed: bool = False
+
+    @property
+    def name(self) -> str:
+        """Its name in :data:`METHODS`."""
+        return self.function.__name__
+
+    @property
+    def summary(self) -> str:
+        """The first line of its documentation."""
+        return (inspect.getdoc(self.function) or "").partition("\n")[0]
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Its options and their defaults."""
+        parameters = inspect.signature(self.function).parameters.values()
+        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+#: The methods by name.
+METHODS: dict[str, Method] = {}
+
+
+def register(
+    *, class_specific: bool, resolution: Literal["patch", "pixel"], reference: str, signed: bool = False
+) -> Callable[[Callable[..., Explanation]], Callable[..., Explanation]]:
+    """Make a function a method, under its own name.
+
+    Args:
+        class_specific: whether the map depends on the target.
+        resolution: of the map, ``"patch"`` or ``"pixel"``.
+        reference: where it comes from.
+        signed: whether values below zero speak against the target, instead of less for it; maps are drawn accordingly.
+
+    Returns:
+        The decorator. It gives the function back as it is.
+    """
+
+    def decorate(function: Callable[..., Explanation]) -> Callable[..., Explanation]:
+        METHODS[function.__name__] = Method(function, class_specific, resolution, reference, signed)
+        return function
+
+    return decorate
+
+
+def row(matrix: Array, model: Model) -> Array:
+    """What the head reads of matrices ``[..., N, N]``: their row, ``[..., N]``."""
+    if model.readout is None:
+        return matrix[..., 0, :]
+    return jnp.einsum("n,...nm->...m", jnp.asarray(model.readout, matrix.dtype), matrix)
+
+
+def rollout(matrices: Array, model: Model, *, scaled: bool = False) -> Array:
+    """The row of ``(I + M_{l-1}) ... (I + M_0)`` at the patches, ``[K, rows, cols]``, for M ``[K, l, N, N]``.
+
+    ``scaled`` divides each row of ``I + M`` by its sum.
+    """
+    if model.readout is None:
+        of_all, matrices = matrices[:, -1, 0], matrices[:, :-1]
+    else:
+        of_all = jnp.broadcast_to(jnp.asarray(model.readout, matrices.dtype), matrices.shape[::3])
+    for layer in reversed(range(matrices.shape[1])):
+        matrix = matrices[:, layer]
+        if scaled:
+            of_all = of_all / (1 + matrix.sum(axis=-1))
+        of_all += jnp.einsum("kn,knm->km", of_all, matrix)
+    return patches(of_all, model)
+
+
+def patches(tokens: Array, model: Model) -> Array:
+    """Those of ``tokens`` ``[..., N]`` that are patches, as a grid ``[..., rows, cols]``."""
+    rows, cols = model.grid
+    return tokens[..., tokens.shape[-1] - rows * cols :].reshape(*tokens.shape[:-1], rows, cols)
+
+
+def for_each(targets: Array, relevance: Array) -> Array:
+    """One map for all targets."""
+    return jnp.broadcast_to(relevance, (len(targets), *relevance.shape))
+
+
+def weighted_sum(function: Callable[[Array], Array], inputs: Array, weights: np.ndarray, chunk: int) -> Array:
+    """The sum of ``weights[i] * function(inputs[i])``, ``chunk`` of them at a time."""
+    chunk = min(chunk, len(weights))
+    missing = -len(weights) % chunk
+    inputs = jnp.concatenate([inputs, inputs[:missing]]).reshape(-1, chunk, *inputs.shape[1:])
+    shape = jax.eval_shape(function, inputs[0, 0])
+    weights = np.append(weights, np.zeros(missing)).reshape(-1, chunk).astype(shape.dtype)
+
+    def step(total: Array, part: tuple[Array, Array]) -> tuple[Array, None]:
+        some, of_some = part
+        return total + jnp.tensordot(of_some, jax.vmap(function)(some), axes=1), None
+
+    return jax.lax.scan(step, jnp.zeros(shape.shape, shape.dtype), (inputs, jnp.asarray(weights)))[0]
+
+
+def check_block(model: Model, params: Params, image: Array, *, negative: bool = False, **option: Any) -> int:
+    """The number of blocks, after a look at an option that is one of them."""
+    ((name, value),) = option.items()
+    layers = number_of_layers(model, params, image)
+    lowest = -layers if negative else 0
+    if not is_integer(value) or not lowest <= value < layers:
+        raise ValueError(f"{name} must be a block, {lowest} to {layers - 1}; got {value!r}.")
+    return layers
+
+
+def check_counts(**options: Any) -> None:
+    """Refuse options that are no integers of at least 1."""
+    for name, value in options.items():
+        if not is_integer(value) or value < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
+
+
+def check_seed(seed: Any) -> None:
+    """Refuse what is no seed of a random key."""
+    if not is_integer(seed) or not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be an integer of at least 0 and below 2**32, got {seed!r}.")
+
+
+def pair(name: str, value: Any, default: tuple[int, int]) -> tuple[int, int]:
+    """An option of pixels as (rows, columns)."""
+    rows, cols = both = (
+        default if value is None else value if isinstance(value, tuple) and len(value) == 2 else (value, value)
+    )
+    if not all(is_integer(v) and v >= 1 for v in both):
+        raise ValueError(f"{name} must be one or two integers of at least 1, got {value!r}.")
+    return rows, cols
+
+
+def colour(value: Any, image: Array) -> Array:
+    """``value``, a number or one for each channel, as an array ``[1, 1, 1 or channels]``."""
+    values = value if isinstance(value, tuple) else (value,)
+    if len(values) not in (1, image.shape[-1]) or not all(is_real(v) for v in values):
+        raise ValueError(f"baseline must be 1 or {image.shape[-1]} finite numbers, got {value!r}.")
+    return jnp.asarray(values, image.dtype).reshape(1, 1, -1)
+
+
+def is_integer(value: Any) -> bool:
+    """Whether an option is a whole number; True is none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_real(value: Any) -> bool:
+    """Whether an option is a finite number; True is none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

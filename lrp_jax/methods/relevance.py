@@ -1,0 +1,133 @@
+"""Maps that are made of relevance: at the attention, combined with its gradient or not, and at the pixels."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+from jax import Array
+
+from lrp_jax.methods.base import check_block, patches, register, rollout, row
+from lrp_jax.model import Model, Params
+from lrp_jax.rules import Rules
+from lrp_jax.signals import Explanation, signals_at_attention, signals_at_pixels
+
+
+@register(class_specific=True, resolution="patch", reference="Chefer et al. 2021, equations 13 and 14")
+def transformer_attribution(
+    model: Model,
+    params: Params,
+    image: Array,
+    targets: Array | None,
+    *,
+    start_layer: int = 0,
+    rules: str | Rules = "stable",
+) -> Explanation:
+    """Rollout of (G * R)+, the gradient times the relevance of the attention.
+
+    With ``A_l = mean over heads of (G_l * R_l)+``, the map is the row of ``(I + A_{L-1}) ... (I + A_s)``.
+
+    Options:
+        start_layer: s, the first block that enters the product: 0 in the paper's definition, 1 in its evaluation.
+        rules: of the relevance, a name in :data:`lrp_jax.rules.RULES` or a rule set: ``"stable"``, the paper's but for
+            divisions that float32 does not blur, or ``"chefer"``, the paper's to the letter.
+
+    Raises:
+        ValueError: ``start_layer`` is not a block, or ``rules`` is unknown.
+    """
+    check_block(model, params, image, start_layer=start_layer)
+    signals = signals_at_attention(model, params, image, targets, rules, start_layer=start_layer)
+    matrices = jnp.maximum(signals.gradient * signals.relevance, 0).mean(axis=2)
+    return Explanation(signals.logits, signals.targets, rollout(matrices, model))
+
+
+@register(class_specific=True, resolution="patch", reference="Chefer et al. 2021, section 4; Voita et al. 2019")
+def partial_lrp(
+    model: Model, params: Params, image: Array, targets: Array | None, *, rules: str | Rules = "baseline"
+) -> Explanation:
+    """The row of R+, the relevance of the last block's attention, mean over heads.
+
+    Options:
+        rules: of the relevance, a name in :data:`lrp_jax.rules.RULES` or a rule set.
+
+    Raises:
+        ValueError: ``rules`` is unknown.
+    """
+    return single_block(model, params, image, targets, gradient=False, rules=rules)
+
+
+@register(
+    class_specific=True, resolution="pixel", reference="Bach et al. 2015; z-B rule: Montavon et al. 2017", signed=True
+)
+def full_lrp(
+    model: Model, params: Params, image: Array, targets: Array | None, *, rules: str | Rules = "baseline"
+) -> Explanation:
+    """Relevance propagated through all blocks to the pixels, summed over channels.
+
+    Options:
+        rules: of the relevance, a name in :data:`lrp_jax.rules.RULES` or a rule set.
+
+    Raises:
+        ValueError: ``rules`` is unknown.
+    """
+    pixels = signals_at_pixels(model, params, image, targets, rules)
+    return dataclasses.replace(pixels, relevance=pixels.relevance.sum(axis=-1))
+
+
+@register(class_specific=True, resolution="patch", reference="Chefer et al. 2021, table 3 (without gradient)")
+def lrp_rollout(
+    model: Model,
+    params: Params,
+    image: Array,
+    targets: Array | None,
+    *,
+    start_layer: int = 0,
+    rules: str | Rules = "baseline",
+) -> Explanation:
+    """Rollout of R+, the relevance of the attention: transformer attribution without the gradient.
+
+    Options:
+        start_layer: the first block that enters the product.
+        rules: of the relevance, a name in :data:`lrp_jax.rules.RULES` or a rule set. The ablation of the paper's
+            table 3 has those of transformer attribution.
+
+    Raises:
+        ValueError: ``start_layer`` is not a block, or ``rules`` is unknown.
+    """
+    check_block(model, params, image, start_layer=start_layer)
+    signals = signals_at_attention(model, params, image, targets, rules, gradient=False, start_layer=start_layer)
+    matrices = jnp.maximum(signals.relevance, 0).mean(axis=2)
+    return Explanation(signals.logits, signals.targets, rollout(matrices, model))
+
+
+@register(class_specific=True, resolution="patch", reference="Chefer et al. 2021, table 3 (one block)")
+def single_block(
+    model: Model,
+    params: Params,
+    image: Array,
+    targets: Array | None,
+    *,
+    block: int = -1,
+    gradient: bool = True,
+    rules: str | Rules = "stable",
+) -> Explanation:
+    """The row of one block's (G * R)+, mean over heads: transformer attribution without the rollout.
+
+    Options:
+        block: which block; negative: counted from the end. The paper has 1 and the last.
+        gradient: whether the relevance is multiplied by the gradient.
+        rules: of the relevance, a name in :data:`lrp_jax.rules.RULES` or a rule set.
+
+    Raises:
+        ValueError: ``block`` is not a block, or not the last of a model that pools by attention, whose other blocks
+            have no row that the head reads; ``gradient`` is not a truth value; or ``rules`` is unknown.
+    """
+    if not isinstance(gradient, bool):
+        raise ValueError(f"gradient must be True or False, got {gradient!r}.")
+    layers = check_block(model, params, image, negative=True, block=block)
+    if model.readout is None and block not in (-1, layers - 1):
+        raise ValueError(f"block must be the last, {layers - 1}, of a model that pools by attention; got {block}.")
+    signals = signals_at_attention(model, params, image, targets, rules, gradient=gradient, start_layer=block)
+    relevance = signals.gradient * signals.relevance if gradient else signals.relevance
+    matrix = jnp.maximum(relevance[:, 0], 0).mean(axis=1)
+    return Explanation(signals.logits, signals.targets, patches(row(matrix, model), model))

@@ -1,0 +1,7 @@
+"""Pictures in and out: reading, preprocessing, and heat maps over them."""
+
+from lrp_jax.pictures.draw import overlay, panel
+from lrp_jax.pictures.preprocessing import Preprocessing, crop, preprocess
+from lrp_jax.pictures.read import picture_suffixes, read_image, read_mask
+
+__all__ = ["Preprocessing", "crop", "overlay", "panel", "picture_suffixes", "preprocess", "read_image", "read_mask"]

@@ -1,0 +1,141 @@
+"""How a picture becomes an image for a model, and back.
+
+A picture is a ``PIL.Image``; an image is float32 ``[H, W, channels]``, normalised for a model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Literal, get_args
+
+import numpy as np
+from PIL import Image
+
+from lrp_jax.checks import check_choice, check_positive, check_truth, pair, set_field
+
+Interpolation = Literal["bilinear", "bicubic", "lanczos", "nearest", "box"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How pictures are prepared for a model. Hashable. A :class:`lrp_jax.ViTConfig` is one, of its model.
+
+    Attributes:
+        image_size: pixels, ``int`` or (rows, columns).
+        channels: channels of the image.
+        mean: of each channel (of one for all), for pixels in [0, 1]; ``(pixel - mean) / std`` enters the model.
+        std: likewise.
+        resize: before the crop: ``int``, pixels of the shorter edge (the aspect is kept); (rows, columns), exactly
+            (the aspect is not kept); None, the smallest size that covers ``image_size`` (the aspect is kept).
+        crop: whether the centre of ``image_size`` is then cut out.
+        interpolation: of the resize.
+
+    Raises:
+        ValueError: a field has a wrong type or value, or two do not go together.
+    """
+
+    image_size: int | tuple[int, int] = 224
+    channels: int = 3
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.5,)
+    resize: int | tuple[int, int] | None = None
+    crop: bool = True
+    interpolation: Interpolation = "bicubic"
+
+    def __post_init__(self) -> None:
+        check_positive(self, "channels")
+        check_truth(self, "crop")
+        check_choice(self, "interpolation", get_args(Interpolation))
+        set_field(self, "image_size", pair("image_size", self.image_size))
+        for name in ("mean", "std"):
+            set_field(self, name, self._of_channels(name, getattr(self, name)))
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be positive, got {self.std}.")
+        rows, cols, _ = self.image_shape
+        if isinstance(self.resize, int) and not self.resize >= max(rows, cols):
+            raise ValueError(f"resize ({self.resize}) must be at least the larger edge of image_size {(rows, cols)}.")
+        if self.resize is not None and not isinstance(self.resize, int):
+            set_field(self, "resize", pair("resize", self.resize))
+            if any(r < s for r, s in zip(self.resize, (rows, cols), strict=True)):
+                raise ValueError(f"resize {self.resize} must be at least image_size {(rows, cols)} in both directions.")
+        if not self.crop and self.resize != (rows, cols):
+            raise ValueError(f"without crop, resize must be image_size {(rows, cols)}, got {self.resize}.")
+
+    def _of_channels(self, name: str, given: Any) -> tuple[float, ...]:
+        if not isinstance(given, (tuple, list)) or not all(isinstance(v, (int, float)) for v in given):
+            raise ValueError(f"{name} must hold 1 or {self.channels} finite numbers, got {given!r}.")
+        values = tuple(map(float, given))
+        if len(values) not in (1, self.channels) or not all(map(math.isfinite, values)):
+            raise ValueError(f"{name} must hold 1 or {self.channels} finite numbers, got {values}.")
+        return values
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape of an image, (H, W, channels)."""
+        return *pair("image_size", self.image_size), self.channels
+
+    def normalise(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels in [0, 1], ``[..., channels]``, as they enter the model, float32."""
+        return (pixels - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+
+    def picture(self, image: np.ndarray) -> Image.Image:
+        """The picture that an image ``[H, W, channels]`` shows."""
+        pixels = (image * np.asarray(self.std) + np.asarray(self.mean)).clip(0, 1) * 255
+        return Image.fromarray(pixels.round().astype(np.uint8).squeeze())
+
+
+def crop(picture: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """Resize and crop a picture to what the model sees of it.
+
+    Args:
+        picture: the picture.
+        preprocessing: of the model.
+
+    Returns:
+        The picture in ``preprocessing.image_size``, mode RGB, or L for a model of one channel.
+
+    Raises:
+        ValueError: the model has neither 1 nor 3 channels.
+    """
+    modes = {1: "L", 3: "RGB"}
+    if preprocessing.channels not in modes:
+        raise ValueError(f"a picture has 1 or 3 channels, the model expects {preprocessing.channels}.")
+    picture = picture.convert(modes[preprocessing.channels])
+    (rows, cols, _), resize = preprocessing.image_shape, preprocessing.resize
+    # Of a very long strip only the middle is ever seen: not to enlarge it all.
+    longest = 100 * min(picture.size)
+    if max(picture.size) > longest and not isinstance(resize, tuple):
+        width, height = (min(edge, longest) for edge in picture.size)
+        left, top = (picture.width - width) // 2, (picture.height - height) // 2
+        picture = picture.crop((left, top, left + width, top + height))
+    if isinstance(resize, tuple):
+        height, width = resize
+    else:
+        if resize is None:
+            scale = max(rows / picture.height, cols / picture.width)
+        else:
+            scale = resize / min(picture.height, picture.width)
+        # Rounded as torchvision does, here and below: a pixel more or less moves the whole picture.
+        height, width = max(rows, int(picture.height * scale + 1e-6)), max(cols, int(picture.width * scale + 1e-6))
+    if (width, height) != picture.size:
+        picture = picture.resize((width, height), Image.Resampling[preprocessing.interpolation.upper()])
+    top, left = round((height - rows) / 2), round((width - cols) / 2)
+    return picture.crop((left, top, left + cols, top + rows))
+
+
+def preprocess(picture: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
+    """Resize, crop and normalise a picture as a model expects it.
+
+    Args:
+        picture: the picture.
+        preprocessing: of the model; a :class:`lrp_jax.ViTConfig` is one.
+
+    Returns:
+        The image, float32 ``[H, W, channels]``.
+
+    Raises:
+        ValueError: the model has neither 1 nor 3 channels.
+    """
+    pixels = np.asarray(crop(picture, preprocessing), np.float32).reshape(preprocessing.image_shape) / 255
+    return preprocessing.normalise(pixels)

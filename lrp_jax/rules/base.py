@@ -1,0 +1,196 @@
+"""What a rule set is, how a rule is written, and the ordinary operations.
+
+Notation: x, a and b are activations, w parameters, z what the equation divides by, R the relevance of the output.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+Operation = Callable[..., Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """A set of operations, each with one way to send relevance backward.
+
+    Attributes:
+        name: how the set is called in messages, and in :data:`lrp_jax.RULES`.
+        dense: ``(x [..., I], kernel [I, O], bias [O] or None) -> [..., O]``, ``x @ kernel + bias``.
+        patch_embed: the same for the flattened patches of an image, ``x`` in ``[patches, I]``.
+        matmul: ``(a [..., n, m], b [..., m, p]) -> [..., n, p]``, the product of two activations.
+        add: ``(a, b) -> a + b`` for two activations of one shape (a residual connection).
+        multiply: ``(a, b) -> a * b`` for two activations of one shape (a gate).
+        mean: ``(x [n, D]) -> [D]``, the mean over the first axis (pooling).
+        softmax: ``(x, scale) -> softmax(scale * x)`` over the last axis.
+        layer_norm: ``(x [..., D], scale [D], bias [D], epsilon) -> [..., D]``.
+        activation: ``(function, x) -> function(x)`` for an elementwise ``function``.
+    """
+
+    name: str
+    dense: Callable[[Array, Array, Array | None], Array]
+    patch_embed: Callable[[Array, Array, Array | None], Array]
+    matmul: Callable[[Array, Array], Array]
+    add: Callable[[Array, Array], Array]
+    multiply: Callable[[Array, Array], Array]
+    mean: Callable[[Array], Array]
+    softmax: Callable[[Array, float], Array]
+    layer_norm: Callable[[Array, Array, Array, float], Array]
+    activation: Callable[[Callable[[Array], Array], Array], Array]
+
+
+#: Rule sets of relevance by name.
+RULES: dict[str, Rules] = {}
+
+
+def register(rules: Rules) -> Rules:
+    """Make a rule set known by its name, and give it back."""
+    RULES[rules.name] = rules
+    return rules
+
+
+def named(rules: str | Rules) -> Rules:
+    """The rule set of a name in :data:`RULES`, or the one that is given.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    if isinstance(rules, Rules):
+        return rules
+    if rules not in RULES:
+        raise ValueError(f"rules must be one of {', '.join(RULES)}, or a Rules; got {rules!r}.")
+    return RULES[rules]
+
+
+def rule(primal: Callable[..., Array | tuple[Array, Array]]) -> Callable[[Callable[..., Any]], Operation]:
+    """Make an operation of the equation by which it sends relevance backward.
+
+    The equation is a function of the operation's inputs, of z and of R, and gives the relevance of the first inputs::
+
+        @rule(jnp.add)
+        def proportional_add(a, b, z, r):
+            s = safe_divide(r, z)
+            return a * s, b * s
+
+    Inputs that it gives no relevance are parameters, whose cotangent is 0. Keyword arguments of the equation are
+    options of the rule, not traced: bind them with ``functools.partial``.
+
+    Args:
+        primal: the operation, ``(*inputs) -> z``; or ``-> (value, z)``, where the equation is not of its value.
+
+    Returns:
+        The decorator. It turns the equation into an operation with the values of ``primal``.
+    """
+
+    def decorate(equation: Callable[..., Any]) -> Operation:
+        @functools.wraps(equation)
+        def operation(*inputs: Any, **options: Any) -> Array:
+            is_array = [isinstance(x, Array) for x in inputs]
+
+            @jax.custom_vjp
+            def value(*arrays: Array) -> Array:
+                return run(*arrays)[0]
+
+            def run(*arrays: Array) -> tuple[Array, tuple[Any, ...]]:
+                result = primal(*merge(is_array, arrays, inputs))
+                value, z = result if isinstance(result, tuple) else (result, result)
+                return value, (arrays, z)
+
+            def backward(residuals: tuple[Any, ...], r: Array) -> tuple[Array | None, ...]:
+                arrays, z = residuals
+                found = equation(*merge(is_array, arrays, inputs), z, r, **options)
+                relevance = found if isinstance(found, tuple) else (found,)
+                return relevance + (None,) * (len(arrays) - len(relevance))
+
+            value.defvjp(run, backward)
+            return value(*(x for x in inputs if isinstance(x, Array)))
+
+        return operation
+
+    return decorate
+
+
+def merge(choose: Sequence[bool], chosen: Iterable[Any], others: Iterable[Any]) -> list[Any]:
+    """The next of ``chosen`` where ``choose`` says so, and what is at that place of ``others`` elsewhere."""
+    upcoming = iter(chosen)
+    return [next(upcoming) if choice else other for choice, other in zip(choose, others, strict=True)]
+
+
+def safe_divide(a: Array, b: Array) -> Array:
+    """``a / (b + 1e-9)``, and 0 where ``b`` is 0."""
+    denominator = b + 1e-9
+    denominator = jnp.where(denominator == 0, 1e-9, denominator)
+    return jnp.where(b == 0, 0, a / denominator)
+
+
+def stable_divide(r: Array, z: Array, magnitude: Array, epsilon: float) -> Array:
+    """``S = R / z`` of a rule whose z is a sum of terms, and ``magnitude`` the sum of their absolute values.
+
+    Rounding errs in z by a part of the magnitude, and so the quotient is wrong where z is small beside it. With
+    ``epsilon``, ``S = R z / (z^2 + (epsilon magnitude)^2)``: R / z where z is large beside ``epsilon magnitude``,
+    and going through 0 with z, without a jump, where it is not. Without, the safe division.
+    """
+    if not epsilon:
+        return safe_divide(r, z)
+    magnitude = jnp.maximum(magnitude, 1e-9)  # as in the safe division; the square is above float32's smallest number
+    ratio = z / magnitude
+    return r * ratio / (magnitude * (ratio * ratio + epsilon * epsilon))
+
+
+# The ordinary operations.
+
+
+def product(x: Array, kernel: Array, bias: Array | None) -> tuple[Array, Array]:
+    """The value of ``dense``, and the product without the bias: in rules that divide by it the bias takes no part."""
+    z = x @ kernel
+    return (z if bias is None else z + jnp.broadcast_to(bias, z.shape)), z
+
+
+def dense(x: Array, kernel: Array, bias: Array | None) -> Array:
+    """See :class:`Rules`."""
+    return product(x, kernel, bias)[0]
+
+
+def mean(x: Array) -> Array:
+    """See :class:`Rules`."""
+    return x.mean(axis=0)
+
+
+def softmax(x: Array, scale: float) -> Array:
+    """See :class:`Rules`."""
+    return jax.nn.softmax(x * scale, axis=-1)
+
+
+def layer_norm(x: Array, scale: Array, bias: Array, epsilon: float) -> Array:
+    """See :class:`Rules`."""
+    centred = x - x.mean(axis=-1, keepdims=True)
+    variance = (centred * centred).mean(axis=-1, keepdims=True)
+    scale, bias = jnp.broadcast_to(scale, x.shape), jnp.broadcast_to(bias, x.shape)
+    return centred * jax.lax.rsqrt(variance + epsilon) * scale + bias
+
+
+def activation(function: Callable[[Array], Array], x: Array) -> Array:
+    """See :class:`Rules`."""
+    return function(x)
+
+
+#: The ordinary operations: the backward pass is the gradient.
+GRADIENT = Rules(
+    name="gradient",
+    dense=dense,
+    patch_embed=dense,
+    matmul=jnp.matmul,
+    add=jnp.add,
+    multiply=jnp.multiply,
+    mean=mean,
+    softmax=softmax,
+    layer_norm=layer_norm,
+    activation=activation,
+)

@@ -1,0 +1,169 @@
+"""Gradient and relevance in one pass: each rule set sends a cotangent of its own back, every value is computed once.
+
+It exists because XLA does not share a forward pass through a scan. One run of a model for each set gives the same, but
+XLA merges only what it can see to be equal, which it cannot through a loop, and blocks are a loop. So the model runs
+once, under a ``jax.vmap`` over as many equal copies of the example as there are sets, and its operations know what that
+axis means: they compute one copy, and send the i-th cotangent back by the i-th set.
+
+What does not depend on the example, as a product of parameters, has no such axis and is an ordinary operation. So the
+backward pass is made of ordinary operations alone, and can be differentiated again, by the parameters and the example.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from lrp_jax.rules.base import GRADIENT, Operation, Rules, merge
+
+_AXIS = "copies of the example, one for each rule set"
+
+
+def vjp(function: Callable[..., tuple[Any, Any]], sets: Sequence[Rules], *example: Any) -> tuple[Any, Any, Any]:
+    """The vector-Jacobian product of a model by each of several rule sets, on one forward pass.
+
+    Args:
+        function: ``(rules, *example) -> (value, auxiliary)``, made of the operations of ``rules``.
+        sets: how cotangents are sent back, at least one.
+        *example: pytrees of arrays.
+
+    Returns:
+        The value, the function from its cotangent to those of the example, each with a first axis for ``sets``, and
+        the auxiliary.
+    """
+    if tuple(sets) == (GRADIENT,):  # nothing to share
+        value, pull, auxiliary = jax.vjp(partial(function, GRADIENT), *example, has_aux=True)
+        return value, lambda cotangent: jax.tree.map(lambda x: x[None], pull(cotangent)), auxiliary
+
+    def copied(tree: Any) -> Any:
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (len(sets), *x.shape)), tree)
+
+    def first(tree: Any) -> Any:
+        return jax.tree.map(lambda x: x[0], tree)
+
+    run = jax.vmap(partial(function, operations(sets)), axis_name=_AXIS)
+    value, pull, auxiliary = jax.vjp(run, *copied(example), has_aux=True)
+    return first(value), lambda cotangent: pull(copied(cotangent)), first(auxiliary)
+
+
+def operations(sets: Sequence[Rules]) -> Rules:
+    """The operations with which :func:`vjp` runs a model: each an equation of its own in the model's program.
+
+    Without sets, they refuse to stand under a ``jax.vmap``.
+    """
+    names = [field.name for field in dataclasses.fields(Rules) if field.name != "name"]
+    return Rules(
+        name=" and ".join(rules.name for rules in sets),
+        **{name: partial(_bind, name, tuple(getattr(rules, name) for rules in sets)) for name in names},
+    )
+
+
+#: The primitive that operations are. Parameters: ``name``, the member of :class:`Rules`; ``ordinary``, its operation
+#: in :data:`GRADIENT`; and ``rules``, those of the sets, None for the ordinary one; both as functions of arrays alone.
+operation = Primitive("operation")
+
+
+def _bind(name: str, rules: tuple[Operation, ...], *arguments: Any) -> Array:
+    is_array = [isinstance(argument, Array) for argument in arguments]
+    ordinary = getattr(GRADIENT, name)
+
+    def of_arrays(function: Operation) -> Operation:
+        return lambda *arrays: function(*merge(is_array, arrays, arguments))
+
+    return operation.bind(
+        *(argument for argument in arguments if isinstance(argument, Array)),
+        name=name,
+        ordinary=of_arrays(ordinary),
+        rules=tuple(None if rule is ordinary else of_arrays(rule) for rule in rules),
+    )
+
+
+def _ordinary(*arrays: Array, name: str, ordinary: Operation, rules: tuple[Operation | None, ...]) -> Array:
+    return ordinary(*arrays)
+
+
+def _differentiated(primals: Sequence[Array], tangents: Sequence[Any], **parameters: Any) -> tuple[Array, Array]:
+    function = partial(_ordinary, **parameters)
+    return jax.jvp(function, tuple(primals), tuple(map(ad.instantiate_zeros, tangents)))
+
+
+def _batched(axis: Any, arrays: Sequence[Array], axes: Sequence[int | None], **parameters: Any) -> tuple[Array, Any]:
+    if all(a is None for a in axes):
+        return operation.bind(*arrays, **parameters), None
+    name, ordinary, rules = (parameters[key] for key in ("name", "ordinary", "rules"))
+    if axis.name == _AXIS:
+        arrays = [x if a is None else jnp.moveaxis(x, a, 0) for x, a in zip(arrays, axes, strict=True)]
+        return _carry(ordinary, rules, tuple(a is not None for a in axes), *arrays), 0
+
+    if not rules:  # the probe of lrp_jax.model
+        raise ValueError(
+            f"forward applies rules.{name} under a jax.vmap, where its relevance would be wrong: operations take "
+            "leading axes of their own accord, so apply it once to the whole array."
+        )
+
+    # An axis of the caller's, as of many models' parameters.
+    def over_axis(function: Operation) -> Operation:
+        return jax.vmap(function, in_axes=tuple(axes))
+
+    rules = tuple(rule and over_axis(rule) for rule in rules)
+    return operation.bind(*arrays, name=name, ordinary=over_axis(ordinary), rules=rules), 0
+
+
+operation.def_impl(_ordinary)
+operation.def_abstract_eval(lambda *avals, **parameters: _shaped(partial(_ordinary, **parameters), *avals))
+mlir.register_lowering(operation, mlir.lower_fun(_ordinary, multiple_results=False))
+ad.primitive_jvps[operation] = _differentiated
+batching.fancy_primitive_batchers[operation] = _batched
+
+
+def _shaped(function: Operation, *avals: Any) -> Any:
+    shape = jax.eval_shape(function, *avals)
+    return jax.core.ShapedArray(shape.shape, shape.dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _carry(ordinary: Operation, rules: tuple[Operation | None, ...], copied: tuple[bool, ...], *arrays: Array) -> Array:
+    """The operation on copies of an example, of which the first is computed."""
+    value = ordinary(*(a[0] if c else a for a, c in zip(arrays, copied, strict=True)))
+    return jnp.broadcast_to(value, (len(rules), *value.shape))
+
+
+def _carry_forward(
+    ordinary: Operation, rules: tuple[Operation | None, ...], copied: tuple[bool, ...], *arrays: Array
+) -> tuple[Array, tuple[list[Any], tuple[Array, ...]]]:
+    arrays = tuple(a[0] if c else a for a, c in zip(arrays, copied, strict=True))
+    first = [a for a, c in zip(arrays, copied, strict=True) if c]
+    results = [rule and jax.vjp(lambda *x, rule=rule: rule(*merge(copied, x, arrays)), *first) for rule in rules]
+    value = next((result[0] for result in results if result), None)
+    value = ordinary(*arrays) if value is None else value
+    return jnp.broadcast_to(value, (len(rules), *value.shape)), ([result and result[1] for result in results], arrays)
+
+
+def _carry_backward(
+    ordinary: Operation,
+    rules: tuple[Operation | None, ...],
+    copied: tuple[bool, ...],
+    residuals: tuple[list[Any], tuple[Array, ...]],
+    cotangents: Array,
+) -> tuple[Array | None, ...]:
+    pulls, arrays = residuals
+    first = [a for a, c in zip(arrays, copied, strict=True) if c]
+
+    def gradient(cotangent: Array) -> tuple[Array, ...]:
+        # Linearised here, not in the forward pass, which would keep every product twice: what the gradient needs of a
+        # product are its operands, and XLA drops the product.
+        return jax.vjp(lambda *x: ordinary(*merge(copied, x, arrays)), *first)[1](cotangent)
+
+    of_sets = [(pull or gradient)(cotangent) for pull, cotangent in zip(pulls, cotangents, strict=True)]
+    return tuple(merge(copied, map(jnp.stack, zip(*of_sets, strict=True)), (None,) * len(copied)))
+
+
+_carry.defvjp(_carry_forward, _carry_backward)

@@ -1,0 +1,170 @@
+"""One image through a model, and back: gradient and relevance of targets, at the attention or at the pixels.
+
+Axis letters: B images (here there is one, and no such axis), K targets an image, C classes, L blocks, h heads, N
+tokens. A target is a class, or any direction of the output: weights of the logits, whose sum is explained.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from lrp_jax.model import Model, Params, probe, zero_taps
+from lrp_jax.rules import GRADIENT, Rules, named
+from lrp_jax.rules.paired import vjp
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=("logits", "targets", "relevance"), meta_fields=())
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """Maps of a batch, a pytree; of one image, without the axis B.
+
+    Attributes:
+        logits: ``[B, C]``.
+        targets: int ``[B, K]``, the classes explained; float ``[B, K, C]``, weights of the logits.
+        relevance: ``[B, K, rows, cols]``: patch grid for token methods, image grid for pixel methods.
+    """
+
+    logits: Array
+    targets: Array
+    relevance: Array
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("logits", "targets", "attention", "gradient", "relevance"),
+    meta_fields=(),
+)
+@dataclasses.dataclass(frozen=True)
+class AttentionSignals:
+    """What transformer attribution is made of, a pytree; of one image, without the axis B.
+
+    Attributes:
+        logits: ``[B, C]``.
+        targets: int ``[B, K]``, the classes explained; float ``[B, K, C]``, weights of the logits.
+        attention: probabilities ``[B, L, h, N, N]``.
+        gradient: of each target's logit by the attention, ``[B, K, L, h, N, N]``.
+        relevance: of each target at the attention, ``[B, K, L, h, N, N]``.
+    """
+
+    logits: Array
+    targets: Array
+    attention: Array
+    gradient: Array
+    relevance: Array
+
+
+def predicted(logits: Array, targets: Array | None) -> Array:
+    """The targets ``[K]``, or the class of the largest logit, ``[1]``, if they are None."""
+    return jnp.argmax(logits)[None] if targets is None else targets
+
+
+def directions(targets: Array, logits: Array) -> Array:
+    """The weights of the logits whose sum each target is, ``[K, C]``: one-hot for a class."""
+    if jnp.issubdtype(targets.dtype, jnp.floating):
+        return targets.astype(logits.dtype)
+    return jax.nn.one_hot(targets, logits.size, dtype=logits.dtype)
+
+
+class Sent(NamedTuple):
+    """What rule sets sent back from the targets.
+
+    Attributes:
+        logits: ``[C]``.
+        targets: int ``[K]`` or float ``[K, C]``.
+        attention: probabilities ``[L, h, N, N]``.
+        to_image: ``[K, sets, H, W, channels]``.
+        to_taps: ``[K, sets, l, h, N, N]``, at the attention of the last l blocks; None without taps.
+    """
+
+    logits: Array
+    targets: Array
+    attention: Array
+    to_image: Array
+    to_taps: Any
+
+
+def signals_at_pixels(
+    model: Model, params: Params, image: Array, targets: Array | None, rules: str | Rules
+) -> Explanation:
+    """The gradient or the relevance of each target at the pixels.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        image: ``[H, W, channels]``.
+        targets: int ``[K]``, float ``[K, C]``, or None for the predicted class.
+        rules: :data:`lrp_jax.rules.GRADIENT` for the gradient; or of relevance, a set or a name.
+
+    Returns:
+        Logits, targets, and the gradient or relevance ``[K, H, W, channels]``.
+
+    Raises:
+        ValueError: ``rules`` is unknown, or ``forward`` computes something of the image without its operations.
+    """
+    sent = _sent(model, params, image, targets, None, rules)
+    return Explanation(sent.logits, sent.targets, sent.to_image[:, 0])
+
+
+def signals_at_attention(
+    model: Model,
+    params: Params,
+    image: Array,
+    targets: Array | None,
+    rules: str | Rules | None,
+    *,
+    gradient: bool = True,
+    start_layer: int = 0,
+) -> AttentionSignals:
+    """The gradient, the relevance, or both of each target at the attention.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        image: ``[H, W, channels]``.
+        targets: int ``[K]``, float ``[K, C]``, or None for the predicted class.
+        rules: of the relevance, a set or a name; None: no relevance.
+        gradient: whether the gradient is asked for.
+        start_layer: s, the first block of gradient and relevance, ``[K, L - s, h, N, N]``; below its attention nothing
+            is propagated. Negative: counted from the end.
+
+    Returns:
+        The signals; what was not asked for is None.
+
+    Raises:
+        ValueError: ``rules`` is unknown, or ``forward`` computes something of the image without its operations.
+    """
+    asked = {"gradient": GRADIENT if gradient else None, "relevance": rules}
+    sets = {name: of_it for name, of_it in asked.items() if of_it is not None}
+    taps = zero_taps(model, params, image, start_layer)
+    sent = _sent(model, params, image, targets, taps, *sets.values())
+    found: dict[str, Any] = dict.fromkeys(asked)
+    found |= {name: sent.to_taps[:, i] for i, name in enumerate(sets)}
+    return AttentionSignals(sent.logits, sent.targets, sent.attention, **found)
+
+
+def _sent(
+    model: Model, params: Params, image: Array, targets: Array | None, taps: Array | None, *rules: str | Rules
+) -> Sent:
+    """What each set sends back from the targets.
+
+    To the image in any case: every operation on it is then linearised here, and what the caller differentiates are
+    ordinary operations. Where nobody asks for the pixels, XLA drops their part.
+    """
+
+    def run(rules: Rules, image: Array, taps: Array | None) -> tuple[Array, Array]:
+        return model.forward(params, image, taps, rules)
+
+    sets: Sequence[Rules] = [named(r) for r in rules]
+    if sets != [GRADIENT]:
+        probe(model, params, image, taps)
+    logits, pull, attention = vjp(run, sets, image, taps)
+    targets = predicted(logits, targets)
+    to_image, to_taps = jax.vmap(pull)(directions(targets, logits))
+    return Sent(logits, targets, attention, to_image, to_taps)

@@ -1,0 +1,144 @@
+"""What several test files share."""
+
+import functools
+import json
+import unicodedata
+import warnings
+import zipfile
+from pathlib import Path
+
+import h5py
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+import lrp_jax
+from lrp_jax.datasets import ImageNetFolder
+from lrp_jax.labels import imagenet_classes
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def relative_error(actual, expected):
+    """Largest error over largest value."""
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    assert actual.shape == expected.shape
+    return np.abs(actual - expected).max() / np.abs(expected).max()
+
+
+PARITY = Path(__file__).parent / "parity"
+
+CASES = range(6)
+
+
+@functools.cache
+def small_model(dtype=jnp.float64, **fields):
+    config = lrp_jax.ViTConfig(
+        **{"image_size": 16, "patch_size": 4, "width": 16, "depth": 3, "num_heads": 2, "mlp_dim": 32, "num_classes": 5}
+        | fields
+    )
+    model = lrp_jax.ViT(config)
+    params = jax.jit(model.init)(jax.random.key(1), jnp.zeros(config.image_shape, jnp.float32))["params"]
+    # Larger than initialised, for logits and attention that vary.
+    return model, jax.tree.map(lambda p: (p * 2).astype(dtype), params)
+
+
+def small_images(n, dtype=jnp.float64, shape=(16, 16, 3)):
+    return jax.random.normal(jax.random.key(2), (n, *shape), dtype)
+
+
+TOLERANCE = {"rtol": 1e-9, "atol": 1e-11}
+
+
+def propagate(operation, inputs, relevance):
+    """Output, and the relevance of the inputs given that of the output."""
+    output, vjp = jax.vjp(operation, *map(jnp.asarray, inputs))
+    return output, [np.asarray(r) for r in vjp(jnp.asarray(relevance, output.dtype))]
+
+
+def logit(model, params, target):
+    return jax.jit(lambda image: model.forward(params, image, None, lrp_jax.GRADIENT)[0][target])
+
+
+def rewrite(source, target, change, compression=zipfile.ZIP_STORED):
+    """A copy of a zip of torch with its pickle changed."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", compression) as new:
+        for entry in old.infolist():
+            data = old.read(entry)
+            new.writestr(entry.filename, change(data) if entry.filename.endswith("data.pkl") else data)
+
+
+class Evil:
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+def config_of(names, count=None):
+    return lrp_jax.ViTConfig(image_size=16, patch_size=8, num_classes=count or len(names), class_names=names)
+
+
+def touch(folder, *names):
+    """Empty files: which class a picture is of does not depend on what is in it."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+DECOMPOSED = unicodedata.normalize("NFD", "café")
+
+
+BIRDS = ("crane", "tabby cat", "crane", "Golden Retriever", "7", "golden-retriever", "café")
+
+
+DIGITS = tuple(map(str, range(10)))
+
+
+ONE_BASED = tuple(map(str, range(1, 12)))
+
+
+SYNSETS = tuple(synset for synset, _ in imagenet_classes())
+
+
+def read(path, config, **options):
+    """The dataset, and what it warns of."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        dataset = ImageNetFolder(path, config, **options)
+    return dataset, [str(warning.message) for warning in caught]
+
+
+def drawn(model, seed=1):
+    """Random parameters."""
+    return jax.jit(model.init)(jax.random.key(seed), jnp.zeros(model.config.image_shape, jnp.float32))["params"]
+
+
+def lines(folder):
+    return [json.loads(line) for line in (Path(folder) / "results.jsonl").read_text().splitlines()]
+
+
+def write_gtsegs(path, masked):
+    """The pictures and masks of a folder, in the layout of ImageNet-Segmentation's file."""
+    with h5py.File(path, "w") as file:
+        reference = h5py.special_dtype(ref=h5py.Reference)
+        images, masks = (file.create_dataset(f"value/{name}", (5, 1), dtype=reference) for name in ("img", "gt"))
+        for i in range(5):
+            pixels = np.asarray(Image.open(masked / "images" / f"{i}.png"))
+            mask = (np.asarray(Image.open(masked / "masks" / f"{i}.png")) > 0).astype(np.uint8)
+            images[i, 0] = file.create_dataset(f"refs/image{i}", data=pixels.transpose(2, 1, 0)).ref
+            cell = file.create_dataset(f"refs/cell{i}", (1, 1), dtype=reference)
+            cell[0, 0] = file.create_dataset(f"refs/mask{i}", data=mask.T).ref
+            masks[i, 0] = cell.ref
+
+
+EXAMPLES = Path(lrp_jax.__file__).parent / "data" / "examples"
+
+
+SCENE = EXAMPLES / "scene-1.png"
+
+
+def names(folder):
+    return sorted(path.name for path in Path(folder).iterdir())

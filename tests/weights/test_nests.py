@@ -1,0 +1,162 @@
+"""Where the weights of a model are: nests, prefixes, several models in one file."""
+
+import json
+import re
+
+import chex
+import flax.serialization
+import flax.traverse_util
+import numpy as np
+import pytest
+import safetensors.numpy
+from helpers import PARITY
+
+import lrp_jax
+from lrp_jax.weights.convert import convert_with_summary
+from lrp_jax.weights.nests import find, flatten
+from lrp_jax.weights.pickles import Placeholder
+
+W = {"patch_embed.proj.weight": np.ones(2), "head.weight": np.zeros(2)}
+SIGNS = [r"patch_embed\.proj\.weight", r"(?:vit\.)?embeddings\.weight", "embedding/kernel"]
+STUDENT, TEACHER = ({name: array + i for name, array in W.items()} for i in (1, 2))
+
+
+def under(prefix, weights=W):
+    return {prefix + name: array for name, array in weights.items()}
+
+
+@pytest.mark.parametrize(
+    ("tree", "prefix", "notes"),
+    [
+        (W, "", []),
+        ({"state_dict": W}, "state_dict/", []),
+        (W | {"epoch": 3, "losses": [1.0, 2.0], "optimizer": {"state": {0: {"exp_avg": np.ones(1)}}}}, "", []),
+        (W | {"model_ema": STUDENT}, "", ["under the top are taken, .* under 'model_ema'"]),
+        ({"checkpoint": {"model": W, "epoch": 3}}, "checkpoint/model/", []),
+        (under("module."), "module.", ["begin with 'module.'"]),
+        (under("_orig_mod.module."), "_orig_mod.module.", ["begin with '_orig_mod.module.'"]),
+        (under("1."), "1.", ["begin with '1.'"]),  # of a Sequential, behind its normalisation
+        (
+            {"state_dict": under("model.") | {"loss.weight": np.ones(1)}},
+            "state_dict/model.",
+            ["begin with 'model.'", "1 arrays beside these weights are left aside: loss.weight"],
+        ),
+        (
+            {"model_ema": STUDENT, "model": W},
+            "model/",
+            ["under 'model' are taken, .* under 'model_ema'; key= or --key"],
+        ),
+        ({"optimizer": {"mu": STUDENT}, "params": W}, "params/", []),
+        (
+            {"student": under("module.backbone.", STUDENT), "teacher": under("backbone.") | {"head.mlp": np.ones(1)}},
+            "teacher/backbone.",
+            ["under 'teacher/backbone' are taken, .* 'student/module.backbone'", "left aside: head.mlp"],
+        ),
+        (
+            {"state_dict": under("module.momentum_encoder.", STUDENT) | under("module.base_encoder.")},
+            "state_dict/module.base_encoder.",
+            ["'state_dict/module.momentum_encoder'"],
+        ),
+        ({"patch_embed": {"proj": {"weight": W["patch_embed.proj.weight"]}}, "head": {"weight": np.zeros(2)}}, "", []),
+    ],
+)
+def test_the_model_is_found(tree, prefix, notes):
+    found = find(tree, SIGNS)
+    assert found.prefix == prefix
+    chex.assert_trees_all_equal(found.arrays, W)
+    assert len(found.notes) == len(notes)
+    for note, pattern in zip(found.notes, notes, strict=True):
+        assert re.search(pattern, note)
+
+
+def test_a_prefix_of_the_family_stays():
+    names = {"model.vit.embeddings.weight": np.ones(1), "model.classifier.weight": np.ones(1)}
+    assert find(names, SIGNS).arrays.keys() == {"vit.embeddings.weight", "classifier.weight"}
+
+
+def test_the_key_chooses():
+    tree = {"checkpoint": {"student": under("backbone.", STUDENT), "teacher": under("backbone.", TEACHER)}}
+    for key, expected in (
+        ("student", STUDENT),
+        ("checkpoint.teacher", TEACHER),
+        ("checkpoint/student/backbone", STUDENT),
+    ):
+        found = find(tree, SIGNS, key)
+        chex.assert_trees_all_equal(found.arrays, expected)
+        assert not any("others" in note for note in found.notes)
+    for key in ("model", "teach", "teacher.checkpoint"):
+        with pytest.raises(ValueError, match=r"key must be .*'checkpoint/student/backbone', .*teacher.*; got"):
+            find(tree, SIGNS, key)
+
+
+def test_what_is_no_model():
+    loop = {}
+    loop["model"] = loop
+    for tree in ({}, {"state_dict": {"a": np.ones(1)}}, loop, {"embedding.kernel": np.ones(1)}):
+        assert find(tree, SIGNS) is None
+    deep = W
+    for _ in range(10_000):
+        deep = {"a": deep}
+    assert find(deep, SIGNS) is None
+
+
+def test_a_placeholder_in_place_of_a_weight_is_named():
+    placeholder = type("P", (Placeholder,), {"origin": "my.Weights"})()
+    with pytest.raises(ValueError, match=r"head\.weight is a my\.Weights, which is not read"):
+        find(W | {"head.weight": placeholder}, SIGNS)
+    with pytest.raises(ValueError, match=r"it holds state_dict \(a my\.Weights\)"):
+        lrp_jax.convert({"state_dict": placeholder})
+    assert find(W | {"args": placeholder}, SIGNS).arrays.keys() == W.keys()
+
+
+def fixture(name):
+    with np.load(PARITY / f"{name}.npz") as file:
+        arrays = dict(file)
+    weights = {k.removeprefix("weights/"): v for k, v in arrays.items() if k.startswith("weights/")}
+    return weights, json.loads(str(arrays["fields"]))
+
+
+def test_prefixes_in_every_form_of_file(tmp_path):
+    weights, fields = fixture("timm-vit_base_patch16_224")
+    expected = lrp_jax.convert(weights, **fields)[1]
+    wrapped = under("module._orig_mod.", weights)
+    safetensors.numpy.save_file(wrapped, tmp_path / "w.safetensors")
+    np.savez(tmp_path / "w.npz", **wrapped)
+    (tmp_path / "w.msgpack").write_bytes(flax.serialization.msgpack_serialize({"model": wrapped}))
+    index = {"weight_map": dict.fromkeys(wrapped, "w.safetensors")}
+    (tmp_path / "w.safetensors.index.json").write_text(json.dumps(index))
+    sources = ("w.safetensors", "w.npz", "w.msgpack", "w.safetensors.index.json")
+    for source in (*(tmp_path / name for name in sources), {"a": {"b": wrapped}}):
+        found = convert_with_summary(source, **fields)
+        chex.assert_trees_all_equal(found.params, expected)
+        assert "the names of the weights begin with 'module._orig_mod.', which is left out" in found.notes
+
+
+@pytest.mark.parametrize("where", [("params",), ("opt", "target"), ()])
+def test_trees_of_google(tmp_path, where):
+    weights, fields = fixture("google-linen")
+    tree = flax.traverse_util.unflatten_dict(weights, sep="/")
+    for name in reversed(where):
+        tree = {name: tree}
+    (tmp_path / "w.msgpack").write_bytes(flax.serialization.msgpack_serialize(tree))
+    expected = lrp_jax.convert(weights, **fields)[1]
+    for source in (tree, tmp_path / "w.msgpack"):
+        chex.assert_trees_all_equal(lrp_jax.convert(source, **fields)[1], expected)
+
+
+@pytest.mark.parametrize("name", ["hf-vit-saved", "hf-deit-teacher-saved", "hf-dinov2-registers-saved"])
+def test_hugging_face_in_flax(tmp_path, name):
+    """The same names, as a tree, with kernels and scales in Flax's layout."""
+    weights, fields = fixture(name)
+    theirs = {}
+    for path, array in weights.items():
+        stem, _, kind = path.rpartition(".")
+        if kind == "weight":
+            axes, kind = {4: ((2, 3, 1, 0), "kernel"), 2: ((1, 0), "kernel"), 1: ((0,), "scale")}[array.ndim]
+            array = array.transpose(axes)
+        theirs[f"{stem}.{kind}"] = array
+    assert len(flatten(theirs)) == len(weights)
+    tree = flax.traverse_util.unflatten_dict(theirs, sep=".")
+    (tmp_path / "flax_model.msgpack").write_bytes(flax.serialization.msgpack_serialize(tree))
+    found = lrp_jax.convert(tmp_path / "flax_model.msgpack", **fields)
+    chex.assert_trees_all_equal(found[1], lrp_jax.convert(weights, **fields)[1])
