@@ -1,9 +1,11 @@
 """Float64 everywhere, and no silent promotion of dtypes or ranks."""
 
 import json
+import os
 from pathlib import Path
 
 import jax
+import jaxlib
 import numpy as np
 import pytest
 from helpers import GOLDEN, drawn
@@ -15,7 +17,10 @@ from lrp_jax.labels import imagenet_classes
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Compilation is nearly all that the tests take: without optimisation, and each program once for all of them.
+# Compilation is nearly all that the tests take: without optimisation, without XLA's fusion emitters (two thirds of it;
+# 0.12 knows no such flag, and an unknown one ends the process), and each program once for all of them.
+if tuple(map(int, jaxlib.__version__.split(".")[:2])) < (0, 11):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
 jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".pytest_cache" / "programs"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
