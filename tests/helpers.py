@@ -16,6 +16,7 @@ from PIL import Image
 import lrp_jax
 from lrp_jax.datasets import ImageNetFolder
 from lrp_jax.labels import imagenet_classes
+from lrp_jax.weights.convert import convert_with_summary
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -142,3 +143,18 @@ SCENE = EXAMPLES / "scene-1.png"
 
 def names(folder):
     return sorted(path.name for path in Path(folder).iterdir())
+
+
+GIVEN = {"num_heads": 4, "final_norm_epsilon": 1e-5}
+
+
+def case(name):
+    with np.load(PARITY / f"{name}.npz") as file:
+        arrays = dict(file)
+    weights = {k.removeprefix("weights/"): v for k, v in arrays.items() if k.startswith("weights/")}
+    return weights, json.loads(str(arrays["fields"])), arrays["image"], arrays["logits"]
+
+
+def starts(name, **fields):
+    weights, heads, _, _ = case(name)
+    return [note.split(";")[0] for note in convert_with_summary(weights, **(heads | fields)).notes]

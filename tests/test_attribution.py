@@ -252,35 +252,6 @@ def test_relevance_lies_where_the_patch_is():
     assert abs(relevance[1, 2] - others[0]) > 1e-3 * np.abs(relevance).max()
 
 
-def test_any_pure_function_can_be_explained():
-    """A model without Flax: one attention layer between two products."""
-
-    @dataclasses.dataclass(frozen=True)
-    class Plain:
-        grid: tuple[int, int] = (2, 2)
-        readout: tuple[int, ...] = (1, 0, 0, 0, 0)
-
-        def forward(self, params, image, taps, rules):
-            x = rules.dense(image.reshape(4, 3), params["in"], None)
-            x = jnp.concatenate([params["cls"], x])
-            attention = rules.softmax(rules.matmul(x, x.T), 1.0)[None]
-            if taps is not None:
-                attention = attention + taps[0]
-            x = rules.add(x, rules.matmul(attention[0], x))
-            return rules.dense(x[0], params["out"], None), attention[None]
-
-    keys = jax.random.split(jax.random.key(0), 4)
-    params = {
-        "in": jax.random.normal(keys[0], (3, 6), jnp.float64),
-        "cls": jax.random.normal(keys[1], (1, 6), jnp.float64),
-        "out": jax.random.normal(keys[2], (6, 5), jnp.float64),
-    }
-    images = jax.random.normal(keys[3], (2, 2, 2, 3), jnp.float64)
-    explanation = lrp_jax.explain(Plain(), params, images, jnp.array([[0, 1], [2, 3]]))
-    chex.assert_shape(explanation.relevance, (2, 2, 2, 2))
-    chex.assert_tree_all_finite(explanation)
-
-
 @pytest.mark.slow
 def test_float32_does_not_blur_stable_maps(demo):
     """Error over largest value of each map, against float64; the exact rules' 99th percentile is 1e-2."""
