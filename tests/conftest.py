@@ -58,6 +58,14 @@ def demo():
     return lrp_jax.load("demo")
 
 
+@pytest.fixture
+def optimised():
+    """For what computes longer than it compiles."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _free_programs():
     """Give compiled programs back: a process may map only so much memory, and beyond it the compiler crashes."""

@@ -133,10 +133,11 @@ def test_a_target_out_of_range_inside_jit_has_a_map_of_zeros():
 
 @pytest.mark.parametrize("setting", ["raise", "allow"])
 @pytest.mark.parametrize("promotion", ["strict", "standard"])
-def test_the_callers_settings_of_promotion(setting, promotion):
+def test_the_callers_settings_of_promotion(small, setting, promotion):
     """They are for the caller's code: bfloat16 parameters and every rank are promoted as documented."""
     with jax.numpy_rank_promotion(setting), jax.numpy_dtype_promotion(promotion):
-        model, params = lrp_jax.load("demo")
+        lrp_jax.load("demo")
+        model, params = small
         scenes = lrp_jax.datasets.digit_scenes(1, seed=0)
         low = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
         for method, options in (
@@ -253,7 +254,7 @@ def test_relevance_lies_where_the_patch_is():
 
 
 @pytest.mark.slow
-def test_float32_does_not_blur_stable_maps(demo):
+def test_float32_does_not_blur_stable_maps(demo, optimised):
     """Error over largest value of each map, against float64; the exact rules' 99th percentile is 1e-2."""
     model, params = demo
     scenes = lrp_jax.datasets.digit_scenes(100, seed=2, split="test")
@@ -311,7 +312,7 @@ def test_maps_are_finite(seed, scale, weights, constant, rules):
 
 
 @pytest.mark.slow
-def test_maps_of_the_demo_model_are_specific_to_the_class(demo):
+def test_maps_of_the_demo_model_are_specific_to_the_class(demo, optimised):
     """On held-out scenes, the mass that falls on either digit falls on the one that was asked for."""
     model, params = demo
     scenes = lrp_jax.datasets.digit_scenes(200, seed=1, split="test")
