@@ -29,7 +29,7 @@ from lrp_jax.files import replacing
 from lrp_jax.labels import Caption, Labels, Vocabulary
 from lrp_jax.methods import METHODS
 from lrp_jax.model import classify
-from lrp_jax.pictures import Preprocessing, crop, panel, preprocess, read_image
+from lrp_jax.pictures import Preprocessing, crop, panel, read_image
 from lrp_jax.vit import Params, ViT
 from lrp_jax.weights import load
 
@@ -100,7 +100,7 @@ def run(options: argparse.Namespace) -> int:
             if pictures:
                 images = np.zeros(shape, np.float32)  # every batch has one size, so that one compilation serves all
                 for b, picture in enumerate(pictures.values()):
-                    images[b] = preprocess(picture, model.config)
+                    images[b] = model.config.image(picture)
                 results = jax.tree.map(np.asarray, explained(params, images))
                 for b, (path, picture) in enumerate(pictures.items()):
                     try:

@@ -79,6 +79,10 @@ class Preprocessing:
         """Pixels in [0, 1], ``[..., channels]``, as they enter the model, float32."""
         return (pixels - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
 
+    def image(self, picture: Image.Image) -> np.ndarray:
+        """The image, float32 ``[H, W, channels]``, of a picture that :func:`crop` gave."""
+        return self.normalise(np.asarray(picture, np.float32).reshape(self.image_shape) / 255)
+
     def picture(self, image: np.ndarray) -> Image.Image:
         """The picture that an image ``[H, W, channels]`` shows."""
         pixels = (image * np.asarray(self.std) + np.asarray(self.mean)).clip(0, 1) * 255
@@ -137,5 +141,4 @@ def preprocess(picture: Image.Image, preprocessing: Preprocessing) -> np.ndarray
     Raises:
         ValueError: the model has neither 1 nor 3 channels.
     """
-    pixels = np.asarray(crop(picture, preprocessing), np.float32).reshape(preprocessing.image_shape) / 255
-    return preprocessing.normalise(pixels)
+    return preprocessing.image(crop(picture, preprocessing))

@@ -6,7 +6,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from helpers import SCENE, names
+from helpers import SCENE, drawn, names
 from PIL import Image
 
 import lrp_jax
@@ -197,3 +197,18 @@ def test_another_method(run, demo):
         captions = [f"seven {raw['probabilities'][7]:.1%}"]
         drawn = lrp_jax.panel(lrp_jax.read_image(SCENE), raw["relevance"], captions, signed=True)
     np.testing.assert_array_equal(Image.open("lrp_jax_maps/scene-1.explained.png"), drawn)
+
+
+def test_pictures_are_cropped_once(run, tmp_path):
+    """Of a model whose pictures are enlarged before the crop: not enlarged and cropped again."""
+    config = lrp_jax.ViTConfig(
+        image_size=16, patch_size=8, resize=24, width=8, depth=1, num_heads=2, mlp_dim=8, num_classes=3
+    )
+    model = lrp_jax.ViT(config)
+    params = drawn(model)
+    lrp_jax.save(tmp_path / "enlarging.safetensors", model, params)
+    status, *_ = run(SCENE, "--model", tmp_path / "enlarging.safetensors", "--npz", "--output", tmp_path / "maps")
+    assert status == 0
+    image = lrp_jax.preprocess(lrp_jax.read_image(SCENE), config)
+    with np.load(tmp_path / "maps" / "scene-1.explained.npz") as raw:
+        np.testing.assert_allclose(raw["logits"], lrp_jax.explain(model, params, image[None]).logits[0], rtol=1e-5)
