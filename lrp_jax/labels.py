@@ -13,7 +13,6 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -23,7 +22,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from lrp_jax.checks import check_positive, check_truth, listed, set_field
-from lrp_jax.files import read_text
+from lrp_jax.files import DATA, read_text
 
 
 class Caption(NamedTuple):
@@ -122,7 +121,7 @@ class Labels:
 
 def imagenet_classes() -> list[tuple[str, str]]:
     """The synset and the name of each class of ImageNet-1k, in the order of its indices."""
-    lines = read_text(Path(__file__).parent / "data" / "imagenet1k.txt").splitlines()
+    lines = read_text(DATA / "imagenet1k.txt").splitlines()
     return [(synset, name) for synset, _, name in (line.partition(" ") for line in lines)]
 
 

@@ -25,7 +25,7 @@ from lrp_jax.attribution import explain
 from lrp_jax.cli.arguments import add_batch_size, add_method, add_model, positive
 from lrp_jax.cli.console import FAILED, one_line, print_table, progress, table
 from lrp_jax.datasets import pictures_in
-from lrp_jax.files import replacing
+from lrp_jax.files import DATA, replacing
 from lrp_jax.labels import Caption, Labels, Vocabulary
 from lrp_jax.methods import METHODS
 from lrp_jax.model import classify
@@ -33,7 +33,7 @@ from lrp_jax.pictures import Preprocessing, crop, panel, read_image
 from lrp_jax.vit import Params, ViT
 from lrp_jax.weights import load
 
-_EXAMPLES = Path(__file__).parent.parent / "data" / "examples"
+_EXAMPLES = DATA / "examples"
 
 
 def add(commands: Any) -> None:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
 from PIL import Image
 
 from lrp_jax.datasets.base import Sample
+from lrp_jax.files import DATA
 from lrp_jax.labels import Labels
 from lrp_jax.pictures import Preprocessing
 
@@ -116,7 +116,7 @@ def sees_scenes(preprocessing: Preprocessing, labels: Labels) -> bool:
 @functools.cache
 def _digits(split: Split) -> tuple[np.ndarray, np.ndarray]:
     """Framed digits ``[m, 12, 12]`` in [0, 1] and their classes ``[m]``: two in nine are held out."""
-    with np.load(Path(__file__).parent.parent / "data" / "digits.npz") as data:
+    with np.load(DATA / "digits.npz") as data:
         images, labels = data["images"].astype(np.float32) / 16, data["labels"].astype(np.int32)
     held_out = np.arange(len(labels)) % 9 < 2
     chosen = held_out if split == "test" else ~held_out

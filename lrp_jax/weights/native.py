@@ -21,12 +21,12 @@ import safetensors
 import safetensors.numpy
 
 from lrp_jax.checks import listed
-from lrp_jax.files import replacing
+from lrp_jax.files import DATA, replacing
 from lrp_jax.vit import Params, ViT
 from lrp_jax.vit_config import ViTConfig
 
 _FORMAT = "lrp_jax.vit.1"
-_DEMO = Path(__file__).parent.parent / "data" / "demo.safetensors"
+_DEMO = DATA / "demo.safetensors"
 
 
 def load(source: str | os.PathLike[str]) -> tuple[ViT, Params]:
