@@ -1,5 +1,6 @@
 """Float64 everywhere, and no silent promotion of dtypes or ranks."""
 
+import gc
 import json
 import os
 from pathlib import Path
@@ -24,6 +25,7 @@ if tuple(map(int, jaxlib.__version__.split(".")[:2])) < (0, 11):
 jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".pytest_cache" / "programs"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+gc.set_threshold(50_000, 20, 100)  # tracing makes many small objects, and collecting them was a tenth of it
 
 
 @pytest.fixture(scope="session")

@@ -84,7 +84,7 @@ def test_the_tour_runs(optimised):
     for cell in cells:
         if cell["cell_type"] == "code":
             exec("".join(cell["source"]), scope)
-    assert scope["summary"].images == 24
+    assert scope["summary"].images == 10
 
 
 def test_continuous_integration_runs_the_command_of_the_readme():

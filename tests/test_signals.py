@@ -56,15 +56,15 @@ def test_the_gradient_of_a_map_equals_finite_differences(method, options, fields
         rows, cols = e.relevance.shape[2:]
         return (e.relevance * weights[:, :, :rows, :cols]).sum()
 
+    def of_all(function):
+        return jax.vmap(lambda params, image, w: function(params, image[None], w[None]), (None, 0, 0))
+
     @jax.jit
     def gradient(params, images):
-        def of_each(image, weight):
-            return jax.grad(jax.checkpoint(loss), (0, 1))(params, image[None], weight[None])
-
-        by_params, by_images = jax.vmap(of_each)(images, weights)
+        by_params, by_images = of_all(jax.grad(jax.checkpoint(loss), (0, 1)))(params, images, weights)
         return jax.tree.map(lambda g: g.sum(axis=0), by_params), by_images[:, 0]
 
-    value = jax.jit(lambda arguments: loss(*arguments, weights))
+    value = jax.jit(lambda arguments: of_all(loss)(*arguments, weights).sum())
     arguments = (params, images)
     leaves, structure = jax.tree.flatten(arguments)
     rng = np.random.default_rng(0)
