@@ -2,14 +2,14 @@
 
 Explaining: :func:`explain`, :func:`attention_signals`, :data:`METHODS`, :class:`Method`,
 :class:`Explanation`, :class:`AttentionSignals`, :class:`Model`.
-Models: :class:`ViT`, :class:`ViTConfig`, :func:`load`, :func:`save`, :func:`convert`.
+Models: :func:`trace`, of any function in JAX (:mod:`lrp_jax.tracing`); :class:`ViT`, :class:`ViTConfig`, :func:`load`, :func:`save`, :func:`convert`.
 Rules: :class:`Rules`, :data:`RULES`, :data:`GRADIENT`, :data:`CHEFER`, :func:`stable`, :data:`BASELINE`.
 Pictures: :func:`read_image`, :class:`Preprocessing`, :func:`preprocess`, :class:`Labels`, :func:`heatmaps`,
 :func:`overlay`, :func:`panel`.
 Evaluation: :mod:`lrp_jax.evaluate`, :mod:`lrp_jax.metrics`, and data with known masks, :mod:`lrp_jax.datasets`.
 """
 
-from lrp_jax import datasets, evaluate, metrics
+from lrp_jax import datasets, evaluate, metrics, tracing
 from lrp_jax.attribution import attention_signals, explain
 from lrp_jax.labels import Labels
 from lrp_jax.maps import heatmaps
@@ -18,6 +18,7 @@ from lrp_jax.model import Model
 from lrp_jax.pictures import Preprocessing, overlay, panel, preprocess, read_image
 from lrp_jax.rules import BASELINE, CHEFER, GRADIENT, RULES, Rules, stable
 from lrp_jax.signals import AttentionSignals, Explanation
+from lrp_jax.tracing import trace
 from lrp_jax.version import __version__
 from lrp_jax.vit import ViT
 from lrp_jax.vit_config import ViTConfig
@@ -53,4 +54,6 @@ __all__ = [
     "read_image",
     "save",
     "stable",
+    "trace",
+    "tracing",
 ]

@@ -20,7 +20,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from lrp_jax.methods import METHODS, Method
-from lrp_jax.model import Model, Params, number_of_classes
+from lrp_jax.model import Checked, Model, Params, number_of_classes, prepared
 from lrp_jax.rules import Rules, named
 from lrp_jax.signals import AttentionSignals, Explanation, signals_at_attention
 
@@ -28,7 +28,7 @@ from lrp_jax.signals import AttentionSignals, Explanation, signals_at_attention
 def explain(
     model: Model,
     params: Params,
-    images: ArrayLike,
+    images: Any,
     targets: ArrayLike | None = None,
     *,
     method: str = "transformer_attribution",
@@ -42,7 +42,8 @@ def explain(
     Args:
         model: the model.
         params: its parameters.
-        images: float32 or float64 ``[B, H, W, channels]``, normalised for the model.
+        images: float32 or float64 ``[B, H, W, channels]``, normalised for the model; of a traced model, whatever it was
+            traced with: tokens ``[B, N]``, or several inputs.
         targets: class indices ``[B]``, or ``[B, K]`` for K classes an image, which share the forward pass; float
             ``[B, K, C]`` for any direction of the output, weights of the logits whose sum is explained: 1 at a and -1
             at b for what speaks for a rather than b, -1 for the other side of a single output; None: the predicted
@@ -51,7 +52,7 @@ def explain(
         **options: the method's own, hashable: see its function in :mod:`lrp_jax.methods`.
 
     Returns:
-        Logits ``[B, C]``, the targets and relevance ``[B, K, rows, cols]``.
+        Logits ``[B, C]``, the targets and relevance ``[B, K, rows, cols]``; of tokens, ``[B, K, N]``.
 
     Raises:
         ValueError: the method or an option is unknown, or an argument has the wrong rank, dtype, shape or value.
@@ -101,36 +102,39 @@ def attention_signals(
     return _attention_signals(model, params, images, targets, rules=rules)
 
 
-def _batched(function: Callable[..., Any], images: Array, targets: Array | None) -> Any:
+def _batched(function: Callable[..., Any], model: Model, params: Params, images: Any, targets: Array | None) -> Any:
+    def of_each(example: Any, targets: Array | None) -> Any:
+        return function(model, *prepared(model, params, example), targets)
+
     # Relevance divides by small sums: on accelerators its products need float32's full precision.
     with jax.default_matmul_precision("highest"):
-        return jax.vmap(function, in_axes=(0, None if targets is None else 0))(images, targets)
+        return jax.vmap(of_each, in_axes=(0, None if targets is None else 0))(images, targets)
 
 
 @partial(jax.jit, static_argnames=("model", "method", "options"))
 def _explain(
     model: Model,
     params: Params,
-    images: Array,
+    images: Any,
     targets: Array | None,
     *,
     method: Method,
     options: tuple[tuple[str, Any], ...],
 ) -> Explanation:
-    found = _batched(partial(method.function, model, params, **dict(options)), images, targets)
+    found = _batched(partial(method.function, **dict(options)), model, params, images, targets)
     return found if isinstance(found, Explanation) else Explanation(*found)
 
 
 @partial(jax.jit, static_argnames=("model", "rules"))
 def _attention_signals(
-    model: Model, params: Params, images: Array, targets: Array | None, *, rules: Rules
+    model: Model, params: Params, images: Any, targets: Array | None, *, rules: Rules
 ) -> AttentionSignals:
-    signals: AttentionSignals = _batched(partial(signals_at_attention, model, params, rules=rules), images, targets)
+    signals: AttentionSignals = _batched(partial(signals_at_attention, rules=rules), model, params, images, targets)
     return signals
 
 
-def _check(model: Model, params: Params, images: ArrayLike, targets: ArrayLike | None) -> tuple[Array, Array | None]:
-    """The arguments as arrays ``[B, H, W, channels]`` and ``[B, K]`` or ``[B, K, C]``, or a ValueError."""
+def _check_images(images: ArrayLike) -> Array:
+    """Images as an array ``[B, H, W, channels]``, or a ValueError."""
     images = _as_array("images", images)
     if images.ndim != 4:
         raise ValueError(f"images must be [B, H, W, channels], got the shape {images.shape}.")
@@ -141,6 +145,13 @@ def _check(model: Model, params: Params, images: ArrayLike, targets: ArrayLike |
     images = jnp.asarray(images)
     if not _all(jnp.isfinite, images):
         raise ValueError("images must be finite, got NaN or infinite pixels.")
+    return images
+
+
+def _check(model: Model, params: Params, images: Any, targets: ArrayLike | None) -> tuple[Any, Array | None]:
+    """The arguments as arrays ``[B, H, W, channels]`` and ``[B, K]`` or ``[B, K, C]``, or a ValueError."""
+    images = model.check(images) if isinstance(model, Checked) and not model.is_image else _check_images(images)
+    batch = len(jax.tree.leaves(images)[0])
     if targets is None:
         return images, None
     targets = _as_array("targets", targets)
@@ -151,13 +162,13 @@ def _check(model: Model, params: Params, images: ArrayLike, targets: ArrayLike |
             "targets must be class indices, integers [B] or [B, K], or weights of the logits, floats [B, K, C]; got "
             f"{targets.dtype} of the shape {targets.shape}."
         )
-    if len(targets) != len(images) or targets.size == 0:
+    if len(targets) != batch or targets.size == 0:
         raise ValueError(
-            f"targets must be [B], [B, K] or [B, K, C] for {len(images)} images, K at least 1; got the shape "
+            f"targets must be [B], [B, K] or [B, K, C] for {batch} images, K at least 1; got the shape "
             f"{targets.shape}."
         )
-    image = jax.ShapeDtypeStruct(images.shape[1:], images.dtype)
-    classes = number_of_classes(model, params, image)
+    example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), images)
+    classes = number_of_classes(model, params, example)
     if integers:
         if not _all(lambda t: (t >= 0) & (t < classes), targets):
             raise ValueError(f"targets must be class indices 0 to {classes - 1}, got {np.asarray(targets).tolist()}.")

@@ -5,6 +5,7 @@ Axis letters: C classes, L blocks, h heads, N tokens (class and other prefix tok
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -58,6 +59,37 @@ class Model(Protocol):
         ...
 
 
+class Checked:
+    """A model of which more is known: relevance passes through operations alone, so that it needs no probe.
+
+    Attributes:
+        without_attention: why it has no attention maps; empty if it has.
+    """
+
+    without_attention: str
+
+    @property
+    @abc.abstractmethod
+    def is_image(self) -> bool:
+        """Whether an image is explained, and there is no other input."""
+
+    @abc.abstractmethod
+    def prepare(self, params: Params, example: Any) -> tuple[Params, Array]:
+        """What ``forward`` takes, of one example of several inputs or of tokens.
+
+        Args:
+            params: the parameters.
+            example: its inputs, without batch axis.
+
+        Returns:
+            Parameters, with what is not explained; and what is, an image or embeddings ``[N, D]``.
+        """
+
+    @abc.abstractmethod
+    def check(self, examples: Any) -> Any:
+        """A batch of examples as arrays ``[B, ...]``, or a ValueError."""
+
+
 class Output(NamedTuple):
     """What a model says of one image.
 
@@ -77,20 +109,33 @@ def classify(model: Model, params: Params, image: Array) -> Output:
         return Output(*model.forward(params, image, None, GRADIENT))
 
 
-def number_of_classes(model: Model, params: Params, image: Array | jax.ShapeDtypeStruct) -> int:
+def prepared(model: Model, params: Params, example: Any) -> tuple[Params, Array]:
+    """What ``forward`` takes: an image as it is, tokens as their embeddings, beside other inputs."""
+    return model.prepare(params, example) if isinstance(model, Checked) else (params, example)
+
+
+def number_of_classes(model: Model, params: Params, example: Any) -> int:
     """C, how many logits a model has."""
-    return classify.eval_shape(model, params, image).logits.shape[0]
+    return jax.eval_shape(lambda p, e: classify(model, *prepared(model, p, e)), params, example).logits.shape[0]
 
 
 def number_of_layers(model: Model, params: Params, image: Array) -> int:
-    """L, how many attention maps a model has."""
+    """L, how many attention maps a model has.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if isinstance(model, Checked) and model.without_attention:
+        raise ValueError(
+            f"the model has no attention maps, {model.without_attention}: use a method of the pixels, as full_lrp."
+        )
     return classify.eval_shape(model, params, image).attention.shape[0]
 
 
 def zero_taps(model: Model, params: Params, image: Array, start_layer: int) -> Array:
     """Zeros to be added to the attention of block ``start_layer`` and those above it."""
-    shape = classify.eval_shape(model, params, image).attention
-    return jnp.zeros((len(range(shape.shape[0])[start_layer:]), *shape.shape[1:]), shape.dtype)
+    layers, shape = number_of_layers(model, params, image), classify.eval_shape(model, params, image).attention
+    return jnp.zeros((len(range(layers)[start_layer:]), *shape.shape[1:]), shape.dtype)
 
 
 # The probe: whether a model is made of the operations, so that relevance passes through nothing else. Silently wrong
@@ -111,7 +156,8 @@ def probe(model: Model, params: Params, image: Array, taps: Array | None) -> Non
         ValueError: ``forward`` computes something of the image by itself, applies an operation under a ``jax.vmap``, or
             does not add the taps.
     """
-    _probe.eval_shape(model, params, image, taps)
+    if not isinstance(model, Checked):
+        _probe.eval_shape(model, params, image, taps)
 
 
 @partial(jax.jit, static_argnames="model")

@@ -7,13 +7,14 @@ from jax import Array
 
 from lrp_jax.maps import unit_range
 from lrp_jax.methods.base import check_block, for_each, patches, register, rollout, row
-from lrp_jax.model import Model, Params, classify
+from lrp_jax.model import Model, Params, classify, number_of_layers
 from lrp_jax.signals import Explanation, predicted, signals_at_attention
 
 
 @register(class_specific=False, resolution="patch", reference="Chefer et al. 2021, section 4")
 def raw_attention(model: Model, params: Params, image: Array, targets: Array | None) -> Explanation:
     """The row of the last block's attention, mean over heads."""
+    number_of_layers(model, params, image)
     logits, attention = classify(model, params, image)
     targets = predicted(logits, targets)
     return Explanation(logits, targets, for_each(targets, patches(row(attention[-1].mean(axis=0), model), model)))
@@ -45,6 +46,7 @@ def attention_gradcam(model: Model, params: Params, image: Array, targets: Array
     With a and g the rows of A and G at the patches, the map is ``(mean over heads of (mean g) a)+``, scaled to [0, 1].
     """
     signals = signals_at_attention(model, params, image, targets, None, start_layer=-1)
-    weight = patches(row(signals.gradient[:, 0], model), model).mean(axis=(2, 3), keepdims=True)  # [K, h, 1, 1]
+    gradient = patches(row(signals.gradient[:, 0], model), model)
+    weight = gradient.mean(axis=tuple(range(2, gradient.ndim)), keepdims=True)  # [K, h, 1, 1]
     cam = jnp.maximum((weight * patches(row(signals.attention[-1], model), model)[None]).mean(axis=1), 0)
-    return Explanation(signals.logits, signals.targets, unit_range(cam))
+    return Explanation(signals.logits, signals.targets, unit_range(cam.reshape(len(cam), 1, -1)).reshape(cam.shape))

@@ -127,8 +127,7 @@ def rollout(matrices: Array, model: Model, *, scaled: bool = False) -> Array:
 
 def patches(tokens: Array, model: Model) -> Array:
     """Those of ``tokens`` ``[..., N]`` that are patches, as a grid ``[..., rows, cols]``."""
-    rows, cols = model.grid
-    return tokens[..., tokens.shape[-1] - rows * cols :].reshape(*tokens.shape[:-1], rows, cols)
+    return tokens[..., tokens.shape[-1] - math.prod(model.grid) :].reshape(*tokens.shape[:-1], *model.grid)
 
 
 def for_each(targets: Array, relevance: Array) -> Array:
@@ -174,22 +173,21 @@ def check_seed(seed: Any) -> None:
         raise ValueError(f"seed must be an integer of at least 0 and below 2**32, got {seed!r}.")
 
 
-def pair(name: str, value: Any, default: tuple[int, int]) -> tuple[int, int]:
-    """An option of pixels as (rows, columns)."""
-    rows, cols = both = (
-        default if value is None else value if isinstance(value, tuple) and len(value) == 2 else (value, value)
-    )
-    if not all(is_integer(v) and v >= 1 for v in both):
-        raise ValueError(f"{name} must be one or two integers of at least 1, got {value!r}.")
-    return rows, cols
+def sizes(name: str, value: Any, default: tuple[int, ...]) -> tuple[int, ...]:
+    """An option of pixels as (rows, columns), or of tokens as (tokens,)."""
+    n = len(default)
+    found = default if value is None else value if isinstance(value, tuple) and len(value) == n else (value,) * n
+    if not all(is_integer(v) and v >= 1 for v in found):
+        raise ValueError(f"{name} must be {'one integer' if n == 1 else 'one or two integers'} of at least 1, got {value!r}.")
+    return found
 
 
 def colour(value: Any, image: Array) -> Array:
-    """``value``, a number or one for each channel, as an array ``[1, 1, 1 or channels]``."""
+    """``value``, a number or one for each channel, as an array ``[1, 1, 1 or channels]``, as many axes as the image."""
     values = value if isinstance(value, tuple) else (value,)
     if len(values) not in (1, image.shape[-1]) or not all(is_real(v) for v in values):
         raise ValueError(f"baseline must be 1 or {image.shape[-1]} finite numbers, got {value!r}.")
-    return jnp.asarray(values, image.dtype).reshape(1, 1, -1)
+    return jnp.asarray(values, image.dtype).reshape(*[1] * (image.ndim - 1), -1)
 
 
 def is_integer(value: Any) -> bool:

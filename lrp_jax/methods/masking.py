@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lrp_jax.methods.base import check_counts, check_seed, colour, is_real, pair, register, weighted_sum
+from lrp_jax.methods.base import check_counts, check_seed, colour, is_real, register, sizes, weighted_sum
 from lrp_jax.model import Model, Params, classify
 from lrp_jax.signals import Explanation, directions, predicted
 
@@ -42,10 +42,11 @@ def occlusion(
         ValueError: an option is out of range.
     """
     check_counts(chunk=chunk)
-    size = image.shape[0], image.shape[1]
-    patch = size[0] // model.grid[0], size[1] // model.grid[1]
-    window = pair("window", window, (min(2 * patch[0], size[0]), min(2 * patch[1], size[1])))
-    stride = pair("stride", stride, patch)
+    size = image.shape[:-1]
+    patch = tuple(max(s // g, 1) for s, g in zip(size, model.grid, strict=True))
+    # A token is a patch already.
+    window = sizes("window", window, patch if len(size) == 1 else tuple(min(2 * p, s) for p, s in zip(patch, size, strict=True)))
+    stride = sizes("stride", stride, patch)
     if any(w > s for w, s in zip(window, size, strict=True)) or any(w < s for w, s in zip(window, stride, strict=True)):
         raise ValueError(f"window must be at most the image, {size}, and at least the stride, {stride}; got {window}.")
     base = colour(baseline, image)
@@ -54,16 +55,14 @@ def occlusion(
     weights = directions(targets, logits)
     # Windows that reach over the edge are cut there.
     starts = [np.arange(math.ceil((s - w) / d) + 1) * d for s, w, d in zip(size, window, stride, strict=True)]
-    corners = np.stack(np.meshgrid(*starts, indexing="ij"), axis=-1).reshape(-1, 2)
+    corners = np.stack(np.meshgrid(*starts, indexing="ij"), axis=-1).reshape(-1, len(size))
 
     def fall(corner: Array) -> Array:
-        rows, cols = (
-            (jnp.arange(s) >= c) & (jnp.arange(s) < c + w) for s, c, w in zip(size, corner, window, strict=True)
-        )
-        covered = rows[:, None] & cols[None]
+        places = jnp.stack(jnp.meshgrid(*map(jnp.arange, size), indexing="ij"), axis=-1)
+        covered = ((places >= corner[None]) & (places < corner[None] + jnp.asarray(window)[None])).all(axis=-1)
         difference = weights @ (logits - classify(model, params, jnp.where(covered[..., None], base, image)).logits)
         # The last map counts the windows.
-        return jnp.append(difference, jnp.ones((), logits.dtype))[:, None, None] * covered[None].astype(logits.dtype)
+        return jnp.multiply.outer(jnp.append(difference, jnp.ones((), logits.dtype)), covered.astype(logits.dtype))
 
     *falls, windows = weighted_sum(fall, jnp.asarray(corners), np.ones(len(corners)), chunk)
     return Explanation(logits, targets, jnp.stack(falls) / windows[None])
@@ -113,9 +112,9 @@ def rise(
     weights = directions(targets, logits)
 
     def weighted(i: Array) -> Array:
-        mask = rise_mask(jax.random.fold_in(jax.random.key(seed), i), image.shape[:2], cells, keep).astype(image.dtype)
+        mask = rise_mask(jax.random.fold_in(jax.random.key(seed), i), image.shape[:-1], cells, keep).astype(image.dtype)
         scores = weights @ squash(classify(model, params, image * mask[..., None]).logits)
-        return scores[:, None, None] * mask[None]
+        return jnp.multiply.outer(scores, mask)
 
     return Explanation(
         logits, targets, weighted_sum(weighted, jnp.arange(masks), np.full(masks, 1 / (masks * keep)), chunk)
@@ -123,11 +122,11 @@ def rise(
 
 
 def rise_mask(key: Array, size: tuple[int, ...], cells: int, keep: float) -> Array:
-    """A random mask of RISE, ``[H, W]`` in [0, 1].
+    """A random mask of RISE, ``[H, W]`` in [0, 1], or of tokens, ``[N]``.
 
     Args:
         key: of the draws.
-        size: (H, W).
+        size: (H, W), or (N,).
         cells: edge of the grid of zeros and ones.
         keep: probability of a one.
 
@@ -136,7 +135,7 @@ def rise_mask(key: Array, size: tuple[int, ...], cells: int, keep: float) -> Arr
     """
     cell = tuple(math.ceil(s / cells) for s in size)
     of_cells, of_shift = jax.random.split(key)
-    grid = jax.random.bernoulli(of_cells, keep, (cells, cells)).astype(jnp.float32)
+    grid = jax.random.bernoulli(of_cells, keep, (cells,) * len(size)).astype(jnp.float32)
     large = jax.image.resize(grid, tuple((cells + 1) * c for c in cell), "bilinear")
-    shift = jax.random.randint(of_shift, (2,), 0, jnp.asarray(cell))
+    shift = jax.random.randint(of_shift, (len(size),), 0, jnp.asarray(cell))
     return jax.lax.dynamic_slice(large, shift, size)

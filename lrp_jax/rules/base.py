@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 
 Operation = Callable[..., Array]
+Product = Callable[[Array, Array], Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,27 +25,31 @@ class Rules:
 
     Attributes:
         name: how the set is called in messages, and in :data:`lrp_jax.RULES`.
-        dense: ``(x [..., I], kernel [I, O], bias [O] or None) -> [..., O]``, ``x @ kernel + bias``.
-        patch_embed: the same for the flattened patches of an image, ``x`` in ``[patches, I]``.
+        dense: ``(x [..., I], kernel [..., I, O], bias [O] or None) -> [..., O]``, ``x @ kernel + bias``. With
+            ``product=``, another product of an activation with parameters, linear in both: a convolution.
+        patch_embed: the same for the first such product on the way from the pixels.
         matmul: ``(a [..., n, m], b [..., m, p]) -> [..., n, p]``, the product of two activations.
         add: ``(a, b) -> a + b`` for two activations of one shape (a residual connection).
         multiply: ``(a, b) -> a * b`` for two activations of one shape (a gate).
         mean: ``(x [n, D]) -> [D]``, the mean over the first axis (pooling).
-        softmax: ``(x, scale) -> softmax(scale * x)`` over the last axis.
-        layer_norm: ``(x [..., D], scale [D], bias [D], epsilon) -> [..., D]``.
-        activation: ``(function, x) -> function(x)`` for an elementwise ``function``.
+        softmax: ``(x, scale) -> softmax(scale * x)`` over the last axis. With ``function=``, ``(x, *parameters) ->
+            function(x, *parameters)``, another form of it, of the shape of ``x``.
+        layer_norm: ``(x [..., D], scale [D], bias [D], epsilon) -> [..., D]``. With ``function=``, another
+            normalisation, as for softmax.
+        activation: ``(function, x, *parameters) -> function(x, *parameters)``, elementwise or at least of the shape of
+            ``x``.
     """
 
     name: str
-    dense: Callable[[Array, Array, Array | None], Array]
-    patch_embed: Callable[[Array, Array, Array | None], Array]
+    dense: Callable[..., Array]
+    patch_embed: Callable[..., Array]
     matmul: Callable[[Array, Array], Array]
     add: Callable[[Array, Array], Array]
     multiply: Callable[[Array, Array], Array]
     mean: Callable[[Array], Array]
-    softmax: Callable[[Array, float], Array]
-    layer_norm: Callable[[Array, Array, Array, float], Array]
-    activation: Callable[[Callable[[Array], Array], Array], Array]
+    softmax: Callable[..., Array]
+    layer_norm: Callable[..., Array]
+    activation: Callable[..., Array]
 
 
 #: Rule sets of relevance by name.
@@ -80,7 +86,8 @@ def rule(primal: Callable[..., Array | tuple[Array, Array]]) -> Callable[[Callab
             return a * s, b * s
 
     Inputs that it gives no relevance are parameters, whose cotangent is 0. Keyword arguments of the equation are
-    options of the rule, not traced: bind them with ``functools.partial``.
+    options of the rule, not traced: bind them with ``functools.partial``. Those of ``primal``, as the ``product`` of
+    :func:`dense`, are given to both.
 
     Args:
         primal: the operation, ``(*inputs) -> z``; or ``-> (value, z)``, where the equation is not of its value.
@@ -89,17 +96,27 @@ def rule(primal: Callable[..., Array | tuple[Array, Array]]) -> Callable[[Callab
         The decorator. It turns the equation into an operation with the values of ``primal``.
     """
 
+    shared = keywords(primal)
+
     def decorate(equation: Callable[..., Any]) -> Operation:
+        known = keywords(equation)
+
         @functools.wraps(equation)
         def operation(*inputs: Any, **options: Any) -> Array:
             is_array = [isinstance(x, Array) for x in inputs]
+            of_primal = {name: option for name, option in options.items() if name in shared}
+            if None not in known and not known.keys() >= options.keys():
+                raise ValueError(
+                    f"the rule {equation.__name__} does not know {', '.join(options.keys() - known)}: give it such a "
+                    "keyword argument, or use another rule set."
+                )
 
             @jax.custom_vjp
             def value(*arrays: Array) -> Array:
                 return run(*arrays)[0]
 
             def run(*arrays: Array) -> tuple[Array, tuple[Any, ...]]:
-                result = primal(*merge(is_array, arrays, inputs))
+                result = primal(*merge(is_array, arrays, inputs), **of_primal)
                 value, z = result if isinstance(result, tuple) else (result, result)
                 return value, (arrays, z)
 
@@ -115,6 +132,14 @@ def rule(primal: Callable[..., Array | tuple[Array, Array]]) -> Callable[[Callab
         return operation
 
     return decorate
+
+
+def keywords(function: Callable[..., Any]) -> dict[str | None, Any]:
+    """The keyword-only arguments of a function; None among them if it takes any."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY} | {
+        None: p for p in parameters if p.kind is p.VAR_KEYWORD
+    }
 
 
 def merge(choose: Sequence[bool], chosen: Iterable[Any], others: Iterable[Any]) -> list[Any]:
@@ -147,15 +172,25 @@ def stable_divide(r: Array, z: Array, magnitude: Array, epsilon: float) -> Array
 # The ordinary operations.
 
 
-def product(x: Array, kernel: Array, bias: Array | None) -> tuple[Array, Array]:
+def product(
+    x: Array, kernel: Array, bias: Array | None, *, product: Product = jnp.matmul
+) -> tuple[Array, Array]:
     """The value of ``dense``, and the product without the bias: in rules that divide by it the bias takes no part."""
-    z = x @ kernel
+    z = product(x, kernel)
     return (z if bias is None else z + jnp.broadcast_to(bias, z.shape)), z
 
 
-def dense(x: Array, kernel: Array, bias: Array | None) -> Array:
+def transposed(product: Product, x: Array, kernel: Array, s: Array) -> Array:
+    """What a product sends back to ``x``: ``s @ kernel.T`` for a matrix product."""
+    if product is jnp.matmul:
+        return s @ kernel.mT
+    return jax.linear_transpose(lambda x: product(x, kernel), x)(s)[0]
+
+
+def dense(x: Array, kernel: Array, bias: Array | None, *, product: Product = jnp.matmul) -> Array:
     """See :class:`Rules`."""
-    return product(x, kernel, bias)[0]
+    z = product(x, kernel)
+    return z if bias is None else z + jnp.broadcast_to(bias, z.shape)
 
 
 def mean(x: Array) -> Array:
@@ -163,22 +198,32 @@ def mean(x: Array) -> Array:
     return x.mean(axis=0)
 
 
-def softmax(x: Array, scale: float) -> Array:
-    """See :class:`Rules`."""
+def scaled_softmax(x: Array, scale: float) -> Array:
+    """The usual softmax."""
     return jax.nn.softmax(x * scale, axis=-1)
 
 
-def layer_norm(x: Array, scale: Array, bias: Array, epsilon: float) -> Array:
+def softmax(x: Array, *parameters: Any, function: Callable[..., Array] = scaled_softmax) -> Array:
     """See :class:`Rules`."""
+    return function(x, *parameters)
+
+
+def normalised(x: Array, scale: Array, bias: Array, epsilon: float) -> Array:
+    """The usual layer norm."""
     centred = x - x.mean(axis=-1, keepdims=True)
     variance = (centred * centred).mean(axis=-1, keepdims=True)
     scale, bias = jnp.broadcast_to(scale, x.shape), jnp.broadcast_to(bias, x.shape)
     return centred * jax.lax.rsqrt(variance + epsilon) * scale + bias
 
 
-def activation(function: Callable[[Array], Array], x: Array) -> Array:
+def layer_norm(x: Array, *parameters: Any, function: Callable[..., Array] = normalised) -> Array:
     """See :class:`Rules`."""
-    return function(x)
+    return function(x, *parameters)
+
+
+def activation(function: Callable[..., Array], x: Array, *parameters: Any) -> Array:
+    """See :class:`Rules`."""
+    return function(x, *parameters)
 
 
 #: The ordinary operations: the backward pass is the gradient.

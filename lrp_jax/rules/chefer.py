@@ -15,36 +15,39 @@ import jax.numpy as jnp
 from jax import Array
 
 from lrp_jax.rules import base
-from lrp_jax.rules.base import Operation, Rules, register, rule, safe_divide, stable_divide
+from lrp_jax.rules.base import Operation, Product, Rules, register, rule, safe_divide, stable_divide, transposed
 
 
 def passing(primal: Operation) -> Operation:
     """identity: R_x = R."""
-    return rule(primal)(lambda *inputs_z_r: inputs_z_r[-1])
+    return rule(primal)(lambda *inputs_z_r, **_: inputs_z_r[-1])
 
 
 @rule(base.product)
-def zplus_dense(x: Array, w: Array, _: Any, z: Array, r: Array, *, epsilon: float) -> Array:
+def zplus_dense(
+    x: Array, w: Array, _: Any, z: Array, r: Array, *, epsilon: float, product: Product = jnp.matmul
+) -> Array:
     """z-plus with both signs: ``Z = x+ w+ + x- w-``, ``S = R / Z``, ``R_x = x+ (S w+^T) + x- (S w-^T)``."""
     # With z = x w from the forward pass, Z = (x w + |x| |w|) / 2 and R_x = (x (S w^T) + |x| (S |w|^T)) / 2 take three
     # products where the plain form takes four.
     absolute = jnp.abs(w)
-    magnitude = jnp.abs(x) @ absolute
+    magnitude = product(jnp.abs(x), absolute)
     s = stable_divide(r, (z + magnitude) / 2, magnitude, epsilon)
-    return (x * (s @ w.T) + jnp.abs(x) * (s @ absolute.T)) / 2
+    return (x * transposed(product, x, w, s) + jnp.abs(x) * transposed(product, x, absolute, s)) / 2
 
 
 @rule(base.product)
-def zb_patch_embed(x: Array, w: Array, _: Any, z: Array, r: Array) -> Array:
+def zb_patch_embed(x: Array, w: Array, _: Any, z: Array, r: Array, *, product: Product = jnp.matmul) -> Array:
     """z^B, with lo and hi the smallest and largest value of the image.
 
     ``Z = x w - lo w+ - hi w- + 1e-9``, ``S = R / Z``, ``R_x = x (S w^T) - lo (S w+^T) - hi (S w-^T)``.
     """
     lo, hi = x.min(), x.max()
     positive, negative = jnp.maximum(w, 0), jnp.minimum(w, 0)
-    least = lo * positive.sum(axis=0, keepdims=True) + hi * negative.sum(axis=0, keepdims=True)
-    s = r / (z - least + 1e-9)
-    return x * (s @ w.T) - lo * (s @ positive.T) - hi * (s @ negative.T)
+    one = jnp.ones_like(x[:1] if product is jnp.matmul else x)
+    s = r / (z - lo * product(one, positive) - hi * product(one, negative) + 1e-9)
+    back = partial(transposed, product, x)
+    return x * back(w, s) - lo * back(positive, s) - hi * back(negative, s)
 
 
 @rule(jnp.matmul)
@@ -135,14 +138,14 @@ register(stable())
 
 
 @rule(base.dense)
-def signed_dense(x: Array, w: Array, _: Any, z: Array, r: Array) -> Array:
+def signed_dense(x: Array, w: Array, _: Any, z: Array, r: Array, *, product: Product = jnp.matmul) -> Array:
     """Each sign for itself, which gives out twice what it receives.
 
     ``Z+ = x+ w+``, ``Z- = x- w-``, ``R_x = x+ ((R / Z+) w+^T) + x- ((R / Z-) w-^T)``.
     """
 
     def of_sign(x: Array, w: Array) -> Array:
-        return x * (safe_divide(r, x @ w) @ w.T)
+        return x * transposed(product, x, w, safe_divide(r, product(x, w)))
 
     return of_sign(jnp.maximum(x, 0), jnp.maximum(w, 0)) + of_sign(jnp.minimum(x, 0), jnp.minimum(w, 0))
 

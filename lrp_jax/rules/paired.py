@@ -71,12 +71,12 @@ def operations(sets: Sequence[Rules]) -> Rules:
 operation = Primitive("operation")
 
 
-def _bind(name: str, rules: tuple[Operation, ...], *arguments: Any) -> Array:
+def _bind(name: str, rules: tuple[Operation, ...], *arguments: Any, **options: Any) -> Array:
     is_array = [isinstance(argument, Array) for argument in arguments]
     ordinary = getattr(GRADIENT, name)
 
     def of_arrays(function: Operation) -> Operation:
-        return lambda *arrays: function(*merge(is_array, arrays, arguments))
+        return lambda *arrays: function(*merge(is_array, arrays, arguments), **options)
 
     return operation.bind(
         *(argument for argument in arguments if isinstance(argument, Array)),

@@ -1,0 +1,227 @@
+"""Which pixels a token is of, and which tokens the head reads: found by running the program on a rule set of its own.
+
+Its operations are means of what they read, whatever the parameters are, so that each value is a mixture of what it
+depends on. Coordinates that go in come out as the centre of the pixels that reach a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from lrp_jax.rules import Rules
+from lrp_jax.tracing import operations
+from lrp_jax.tracing.interpret import run
+from lrp_jax.tracing.program import Variable
+from lrp_jax.tracing.recognise import Loop, Recognised, Site, Step
+
+
+def _dense(x: Array, kernel: Array, bias: Any, *, product: Any = jnp.matmul) -> Array:
+    if product is jnp.matmul:
+        return jnp.broadcast_to(x.mean(axis=-1, keepdims=True), (*x.shape[:-1], kernel.shape[-1]))
+    z = product(x, jnp.ones_like(kernel))
+    return z / (kernel.size / kernel.shape[-1])
+
+
+def _matmul(a: Array, b: Array) -> Array:
+    if a.shape[-1] == a.shape[-2]:  # attention: each token has its own
+        return b
+    return (a.mean(axis=-1, keepdims=True) + b.mean(axis=-2, keepdims=True)) / 2
+
+
+def _of_x(x: Array, *_: Any, **__: Any) -> Array:
+    return x
+
+
+#: Mixtures of what is read.
+MIXTURE = Rules(
+    name="mixture",
+    dense=_dense,
+    patch_embed=_dense,
+    matmul=_matmul,
+    add=lambda a, b: (a + b) / 2,
+    multiply=lambda a, b: (a + b) / 2,
+    mean=lambda x: x.mean(axis=0),
+    softmax=_of_x,
+    layer_norm=_of_x,
+    activation=lambda function, x, *_: x,
+)
+
+
+class Unclear(Exception):
+    """The layout cannot be told, and why.
+
+    Attributes:
+        is_local: whether attention is found to be of parts of the tokens, which is no layout of theirs.
+    """
+
+    def __init__(self, why: str, *, is_local: bool = False) -> None:
+        super().__init__(why)
+        self.is_local = is_local
+
+
+def value_at(program: Recognised, values: Sequence[Any], variable: Variable) -> Array:
+    """The mixture that a variable is, the first time that it is computed."""
+    for i, step in enumerate(program.steps):
+        if variable in step.outputs:
+            part = Recognised(program.inputs, [variable], program.steps[: i + 1])
+            return run(part, MIXTURE, values, None)[0][0]
+        if isinstance(step, Loop) and _contains(step.body, variable):
+            part = Recognised(program.inputs, list(step.inputs), program.steps[:i])
+            given = run(part, MIXTURE, values, None)[0]
+            fixed = step.consts + step.carry
+            return value_at(step.body, [*given[:fixed], *(x[0] for x in given[fixed:])], variable)
+    return values[program.inputs.index(variable)]  # type: ignore[no-any-return]
+
+
+def rest_from(program: Recognised, variable: Variable, value: Array) -> list[Any]:
+    """What a program gives if a variable has a value, the last time that it is computed, and all else that is active is 0."""
+    for i, step in enumerate(program.steps):
+        inside = isinstance(step, Loop) and _contains(step.body, variable)
+        if variable not in step.outputs and not inside:
+            continue
+        known: dict[Variable, Any] = {variable: value}
+        if isinstance(step, Loop):
+            outputs = rest_from(step.body, variable, value)
+            known = dict(zip(step.outputs[: step.carry], outputs, strict=False))
+        constants = [s for s in program.steps[:i] if s.operation is None]
+        steps: list[Step] = [*constants, *program.steps[i + 1 :]]
+        made = {v for s in steps for v in s.outputs}
+        read = dict.fromkeys(v for s in steps for v in s.inputs) | dict.fromkeys(program.outputs)
+        inputs = [v for v in read if v not in made and v.constant is None]
+        values = [known[v] if v in known else jnp.zeros(v.shape, v.dtype) for v in inputs]
+        return run(Recognised(inputs, program.outputs, steps), MIXTURE, values, None)[0]
+    raise AssertionError("the variable is not of the program")
+
+
+def _contains(program: Recognised, variable: Variable) -> bool:
+    return any(variable in step.outputs for step, _ in program.walk())
+
+
+def centres(program: Recognised, example: int, variable: Variable, axes: int) -> tuple[np.ndarray, np.ndarray]:
+    """The centre of what reaches each value of a variable, in coordinates of the example's first axes.
+
+    Args:
+        program: the program.
+        example: which of its inputs is the example, ``[1, H, W, channels]`` or ``[1, N, D]``.
+        variable: the variable.
+        axes: how many coordinates, 2 or 1.
+
+    Returns:
+        Whether anything reaches it, bool of its shape; and the centre, ``[axes, *shape]``, NaN where nothing does.
+    """
+    shape, dtype = program.inputs[example].shape, program.inputs[example].dtype
+    coordinates = np.stack([np.ones(shape), *(np.broadcast_to(i, shape) for i in np.indices(shape)[1 : 1 + axes])])
+
+    @jax.jit
+    def mixtures(tangents: Array) -> Array:
+        zeros = [jnp.zeros(v.shape, v.dtype) for v in program.inputs]
+
+        def of_example(x: Array) -> Array:
+            return value_at(program, [*zeros[:example], x, *zeros[example + 1 :]], variable)
+
+        return jax.vmap(lambda t: jax.jvp(of_example, (zeros[example],), (t,))[1])(tangents)
+
+    mass, *moments = np.asarray(mixtures(jnp.asarray(coordinates, dtype)), np.float64)
+    reached = mass > 1e-6 * mass.max(initial=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return reached, np.stack([np.where(reached, m / mass, np.nan) for m in moments])
+
+
+def tokens(program: Recognised, example: int, site: Site, axes: int) -> tuple[tuple[int, ...], np.ndarray]:
+    """The grid of the tokens that attend, and their order.
+
+    Args:
+        program: the program.
+        example: which of its inputs is the example.
+        site: its first attention.
+        axes: 2 for an image, 1 for a sequence.
+
+    Returns:
+        The grid, (rows, columns) or (tokens,); and the places of the tokens, those that are no patches first, then the
+        patches row by row.
+
+    Raises:
+        Unclear: they are no grid, or attend in windows.
+    """
+    values = site.product.inputs[site.values]
+    _, contracted, _ = operations.axes(site.product, site.values)
+    key = next(i for i in contracted if values.shape[i] > 1) if values.size > 1 else contracted[-1]
+    reached, centre = centres(program, example, values, axes)
+    n = values.shape[key]
+    reached = np.moveaxis(reached, key, 0).reshape(n, -1).any(axis=1)
+    centre = np.moveaxis(centre, key + 1, 1).reshape(axes, n, -1)
+    patches = np.flatnonzero(reached)
+    places = centre[:, patches]
+    if not patches.size:
+        raise Unclear("no token is of a part of the input")
+    spread = np.nanmax(places, axis=2) - np.nanmin(places, axis=2)
+    tolerance = 1e-3 * max(program.inputs[example].shape[1:])
+    if spread.max() > tolerance:
+        raise Unclear(f"attention of {n} tokens is within windows or along an axis, not of all with all", is_local=True)
+    places = np.nanmean(places, axis=2)
+    lines = [_lines(p, tolerance) for p in places]
+    grid = tuple(int(line.max()) + 1 for line in lines)
+    order = np.ravel_multi_index(lines, grid)
+    if len(order) != np.prod(grid) or len(set(order.tolist())) != len(order):
+        raise Unclear(f"{len(patches)} of {n} tokens are of parts of the input, which are no grid")
+    others = np.flatnonzero(~reached)
+    return grid, np.concatenate([others, patches[np.argsort(order)]])
+
+
+def _lines(positions: np.ndarray, tolerance: float) -> np.ndarray:
+    """The number of each position among the different ones."""
+    order = np.argsort(positions, kind="stable")
+    steps = np.diff(positions[order]) > tolerance
+    numbers = np.empty(len(positions), int)
+    numbers[order] = np.concatenate([[0], np.cumsum(steps)])
+    return numbers
+
+
+def readout(program: Recognised, site: Site) -> np.ndarray | None:
+    """How much of the output comes from each token, ``[N]``; None: the last attention has one learned query.
+
+    Args:
+        program: the program.
+        site: its last attention.
+
+    Returns:
+        Weights, in the order of the program's tokens.
+
+    Raises:
+        Unclear: it is neither.
+    """
+    attention = site.inputs[0]
+    n = attention.shape[site.key]
+    queries = 1 if site.query is None else attention.shape[site.query]
+    if site.learned and queries == 1:
+        return None
+    if queries != n:
+        raise Unclear(f"the last attention is of {queries} queries over {n} tokens")
+    product = site.product.outputs[0]
+    side = 1 - site.values
+    place = operations.axes(site.product, side)[2].index(site.query)
+    axis = operations.free_axes(site.product, side)[place]
+
+    @jax.jit
+    def weights() -> Array:
+        zeros = jnp.zeros(product.shape, product.dtype)
+        outputs, pull = jax.vjp(lambda x: rest_from(program, product, x)[0], zeros)
+        (sent,) = pull(jnp.ones_like(outputs))
+        return jnp.abs(sent).sum(axis=tuple(i for i in range(sent.ndim) if i != axis))
+
+    found = np.asarray(weights(), np.float64)
+    if not found.max() > 0:
+        raise Unclear("no token of the last attention is read")
+    start = site.rows[0] if site.rows else 0
+    whole = np.zeros(n)
+    whole[start : start + len(found)] = found / found.max()
+    # They are quotients of numbers of tokens, but for rounding.
+    whole = np.array([float(Fraction(w).limit_denominator(20 * n)) for w in whole])
+    return whole / whole.sum()

@@ -1,0 +1,335 @@
+"""What each primitive is to the rules: one table, open to more.
+
+Of an equation with active inputs the table tells which operation of :class:`lrp_jax.rules.Rules` it is, and how the
+operation is applied. What is not in the table is refused, never guessed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from lrp_jax.rules import Rules
+from lrp_jax.tracing.program import Equation
+from lrp_jax.tracing.units import ELEMENTWISE, MOVES, Unit
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """How an equation is run under a rule set.
+
+    Attributes:
+        name: the operation of :class:`lrp_jax.rules.Rules` that it is, for the report; or ``"move"``, where values are
+            only moved, chosen or shifted by constants, and relevance goes where they came from.
+        run: ``(rules, *inputs) -> outputs``, an array, or a sequence of them for several outputs.
+    """
+
+    name: str
+    run: Callable[..., Any]
+
+
+Handler = Callable[[Equation], Operation | None]
+#: How equations are run, by primitive.
+TABLE: dict[str, Handler] = {}
+
+
+def register(*primitives: str) -> Callable[[Handler], Handler]:
+    """Make equations of some primitives known.
+
+    The function that is decorated gets an :class:`Equation` that has active inputs (``equation.inputs[i].active``) and
+    gives the :class:`Operation` that it is, or None for what it does not know::
+
+        @lrp_jax.tracing.register("cumsum")
+        def cumsum(equation):
+            return lrp_jax.tracing.Operation("move", lambda rules, x: equation.call(x))
+
+    Args:
+        *primitives: names, as in the error that names what is unknown.
+
+    Returns:
+        The decorator. It gives the function back as it is.
+    """
+
+    def decorate(handler: Handler) -> Handler:
+        TABLE.update(dict.fromkeys(primitives, handler))
+        return handler
+
+    return decorate
+
+
+def operation_of(equation: Equation) -> Operation | None:
+    """What an equation is to the rules; None: it is not known."""
+    if equation.inner:
+        return function_of_one("activation", equation)
+    handler = TABLE.get(equation.primitive)
+    return handler and handler(equation)
+
+
+def function_of_one(name: str, equation: Any) -> Operation | None:
+    """An operation on a function of one active input, with whatever else it reads as parameters."""
+    active = equation.active
+    if len(active) != 1 or active[0].shape != equation.outputs[0].shape:
+        return None
+    return applied(name, [v.active for v in equation.inputs], lambda *values: equation.call(*values)[0])
+
+
+def applied(name: str, is_active: Sequence[bool], function: Callable[..., Array]) -> Operation:
+    """An operation ``name`` on a function of one active variable, which may stand at several places."""
+
+    def run(rules: Rules, *values: Any) -> Array:
+        # Arrays are given to the operation, which may then send gradients to them; numbers are part of the function.
+        given = [not active and isinstance(v, Array) for active, v in zip(is_active, values, strict=True)]
+        x = next(v for v, active in zip(values, is_active, strict=True) if active)
+
+        def of_x(x: Array, *parameters: Array) -> Array:
+            others = iter(parameters)
+            return function(
+                *(
+                    x if active else next(others) if is_given else v
+                    for active, is_given, v in zip(is_active, given, values, strict=True)
+                )
+            )
+
+        parameters = [v for v, is_given in zip(values, given, strict=True) if is_given]
+        if name == "activation":
+            return rules.activation(of_x, x, *parameters)
+        return getattr(rules, name)(x, *parameters, function=of_x)
+
+    return Operation(name, run)
+
+
+@register(*MOVES, "max", "min", "reduce_max", "reduce_min", "reduce_window_max", "reduce_window_min", "cummax", "cummin")
+def move(equation: Equation) -> Operation | None:
+    """What moves values, or lets the largest through: relevance goes where they came from."""
+    if equation.primitive in {"max", "min"} and len(equation.active) == 1:
+        return function_of_one("activation", equation)
+    return Operation("move", lambda rules, *values: equation.call(*values))
+
+
+@register(*(ELEMENTWISE - {"add", "add_any", "sub", "mul", "div", "max", "min"}))
+def elementwise(equation: Equation) -> Operation | None:
+    """An elementwise function of one variable."""
+    return function_of_one("activation", equation)
+
+
+@register("add", "add_any", "sub")
+def add(equation: Equation) -> Operation | None:
+    """A residual addition; with a constant, a shift."""
+    sign = -1 if equation.primitive == "sub" else 1
+    if len(equation.active) == 2:
+
+        def run(rules: Rules, a: Array, b: Array) -> Array:
+            a, b = jnp.broadcast_arrays(a, b)
+            return rules.add(a, b if sign == 1 else -b)
+
+        return Operation("add", run)
+    first, second = (v.active for v in equation.inputs)
+    if first != second and (first or sign == 1):
+        return Operation("move", lambda rules, *values: equation.call(*values))
+    return function_of_one("activation", equation)
+
+
+def add_constant(equation: Equation) -> Operation:
+    """The addition of what is no bias: positions have a part in the sum, as the other branch of a residual addition."""
+    is_active = [v.active for v in equation.inputs]
+
+    def run(rules: Rules, *values: Array) -> Array:
+        shape = equation.outputs[0].shape
+        a, b = (jnp.broadcast_to(v, shape) for v in values)
+        return rules.add(a, b) if is_active[0] else rules.add(b, a)
+
+    return Operation("add", run)
+
+
+@register("mul")
+def multiply(equation: Equation) -> Operation | None:
+    """A gate; with a constant, a scale."""
+    if len(equation.active) == 2:
+        return Operation("multiply", lambda rules, a, b: rules.multiply(*jnp.broadcast_arrays(a, b)))
+    return function_of_one("activation", equation)
+
+
+@register("div")
+def divide(equation: Equation) -> Operation | None:
+    """By an active value: times its inverse."""
+    if len(equation.active) == 2:
+
+        def run(rules: Rules, a: Array, b: Array) -> Array:
+            a, b = jnp.broadcast_arrays(a, b)
+            return rules.multiply(a, rules.activation(lambda b: 1 / b, b))
+
+        return Operation("multiply", run)
+    return function_of_one("activation", equation)
+
+
+@register("dot_general")
+def dot_general(equation: Equation) -> Operation | None:
+    """A product with parameters; of two activations, their product."""
+    if len(equation.active) == 2 or all(v.active for v in equation.inputs):
+        return as_matmul(equation)
+    return Operation("dense", partial(_dense, "dense", equation))
+
+
+def as_matmul(equation: Equation) -> Operation:
+    """A ``dot_general`` as a product of two activations, though one is none: the scores of a learned query."""
+    return Operation("matmul", partial(_matmul, equation))
+
+
+def as_patch_embed(equation: Equation) -> Operation:
+    """The first product with parameters on the way from the pixels."""
+    if equation.primitive == "dot_general":
+        return Operation("patch_embed", partial(_dense, "patch_embed", equation))
+    return Operation("patch_embed", partial(_convolution, "patch_embed", equation))
+
+
+def free_axes(equation: Equation, side: int) -> range:
+    """The axes of a ``dot_general``'s result that are the free axes of one operand."""
+    batch, _, free = axes(equation, side)
+    start = len(batch) + (len(axes(equation, 0)[2]) if side else 0)
+    return range(start, start + len(free))
+
+
+def axes(equation: Equation, side: int) -> tuple[list[int], list[int], list[int]]:
+    """The batch, contracted and free axes of one operand of a ``dot_general``."""
+    contracted, batch = (list(pair[side]) for pair in equation.params["dimension_numbers"])
+    used = {*contracted, *batch}
+    return batch, contracted, [i for i in range(len(equation.inputs[side].shape)) if i not in used]
+
+
+def _sizes(shape: Sequence[int], places: Sequence[int]) -> list[int]:
+    return [shape[i] for i in places]
+
+
+def _operands(equation: Equation, values: Sequence[Array], first: int) -> tuple[Array, Array, list[int], list[int]]:
+    """Both operands as ``[..., n, k]`` and ``[..., k, m]``, the batch's one axis only where there is one."""
+    dtype = equation.outputs[0].dtype
+    results, sizes = [], []
+    for side in (first, 1 - first):
+        x = values[side].astype(dtype)
+        batch, contracted, free = axes(equation, side)
+        order = [*batch, *free, *contracted] if side == first else [*batch, *contracted, *free]
+        merged = [math.prod(_sizes(x.shape, some)) for some in (batch, free, contracted)]
+        shape = [merged[0]] * bool(batch) + (merged[1:] if side == first else merged[:0:-1])
+        sizes.append((_sizes(x.shape, batch), _sizes(x.shape, free)))
+        results.append(x.transpose(order).reshape(shape))
+    (batch_sizes, free_first), (_, free_second) = sizes
+    return results[0], results[1], batch_sizes, [*free_first, -1, *free_second]
+
+
+def _product(equation: Equation, values: Sequence[Array], first: int, apply: Callable[[Array, Array], Array]) -> Array:
+    """The product by ``apply``, whose left operand is the input ``first``, in the order of axes of the equation."""
+    a, b, batch, free = _operands(equation, values, first)
+    cut = free.index(-1)
+    left, right = free[:cut], free[cut + 1 :]
+    z = apply(a, b).reshape([*batch, *left, *right])
+    if first == 0:
+        return z
+    n, m = len(batch), len(batch) + len(left)
+    return z.transpose([*range(n), *range(m, z.ndim), *range(n, m)])
+
+
+def _matmul(equation: Equation, rules: Rules, *values: Array) -> Array:
+    return _product(equation, values, 0, rules.matmul)
+
+
+def _dense(name: str, equation: Equation, rules: Rules, *values: Array) -> Array:
+    first = [v.active for v in equation.inputs].index(True)
+    operation = getattr(rules, name)
+    return _product(equation, values, first, lambda x, w: operation(x, w, None))
+
+
+@register("conv_general_dilated")
+def convolution(equation: Equation) -> Operation | None:
+    """A convolution with parameters."""
+    if [v.active for v in equation.inputs] != [True, False]:
+        return None
+    return Operation("dense", partial(_convolution, "dense", equation))
+
+
+def _convolution(name: str, equation: Equation, rules: Rules, x: Array, w: Array) -> Array:
+    dtype = equation.outputs[0].dtype
+    params = equation.params | {"preferred_element_type": None}
+
+    def product(x: Array, w: Array) -> Array:
+        return jax.lax.conv_general_dilated(
+            x,
+            w,
+            params["window_strides"],
+            params["padding"],
+            params["lhs_dilation"],
+            params["rhs_dilation"],
+            params["dimension_numbers"],
+            params["feature_group_count"],
+            params["batch_group_count"],
+        )
+
+    return getattr(rules, name)(x.astype(dtype), w.astype(dtype), None, product=product)
+
+
+@register("reduce_sum")
+def reduce_sum(equation: Equation) -> Operation:
+    """Pooling: a mean, times the number of values."""
+    summed, (x,) = equation.params["axes"], equation.inputs
+    n = math.prod(_sizes(x.shape, summed))
+    if n == 1:
+        return Operation("move", lambda rules, x: equation.call(x))
+
+    def run(rules: Rules, x: Array) -> Array:
+        rest = [i for i in range(x.ndim) if i not in summed]
+        shape = _sizes(x.shape, rest)
+        pooled = rules.mean(x.transpose([*summed, *rest]).reshape(n, -1)).reshape(shape)
+        return rules.activation(lambda x: x * n, pooled)
+
+    return Operation("mean", run)
+
+
+@register("reduce_window_sum")
+def reduce_window_sum(equation: Equation) -> Operation | None:
+    """Average pooling: the mean of a window, times the number of values."""
+    p = equation.params
+    window, strides, padding = p["window_dimensions"], p["window_strides"], p["padding"]
+    dilation = p["window_dilation"]
+    if any(d != 1 for d in p["base_dilation"]):
+        return None
+    n = math.prod(window)
+
+    def run(rules: Rules, x: Array) -> Array:
+        x = jnp.pad(x, padding)
+        sizes = equation.outputs[0].shape
+        offsets = np.ndindex(*window)
+        starts = [tuple(o * d for o, d in zip(offset, dilation, strict=True)) for offset in offsets]
+        parts = [
+            jax.lax.slice(
+                x,
+                start,
+                tuple(a + (size - 1) * s + 1 for a, size, s in zip(start, sizes, strides, strict=True)),
+                strides,
+            )
+            for start in starts
+        ]
+        pooled = rules.mean(jnp.stack([part.reshape(-1) for part in parts])).reshape(sizes)
+        return rules.activation(lambda x: x * n, pooled)
+
+    return Operation("mean", run)
+
+
+def of_unit(unit: Unit) -> Operation:
+    """A unit as one operation on a function of its one variable."""
+    constants = unit.constants
+
+    def function(x: Array, *values: Any) -> Array:
+        known = dict(zip(constants, values, strict=True)) | {unit.input: x}
+        for equation in unit.equations:
+            known |= zip(equation.outputs, equation.call(*(known[v] for v in equation.inputs)), strict=True)
+        return known[unit.output]
+
+    kind = "activation" if unit.kind == "linear" else unit.kind
+    return applied(kind, [True] + [False] * len(constants), function)

@@ -1,0 +1,283 @@
+"""A model's program as one flat list of equations: calls inlined, what depends on the example told from what does not.
+
+A variable is *active* if it depends differentiably on the example that is explained. Everything else (parameters,
+masks, positions, numbers that only choose) is constant to the rules.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jax.extend import core
+from jax.extend.source_info_util import summarize
+
+
+@dataclasses.dataclass(eq=False, slots=True)
+class Variable:
+    """A value of the program.
+
+    Attributes:
+        shape: its shape.
+        dtype: its dtype.
+        active: whether it depends on the example, differentiably.
+        constant: its value, where the program has it as a literal or is closed over it.
+    """
+
+    shape: tuple[int, ...]
+    dtype: Any
+    active: bool = False
+    constant: Any = None
+
+    @classmethod
+    def like(cls, aval: Any, constant: Any = None) -> Variable:
+        """A variable of an abstract value."""
+        return cls(tuple(getattr(aval, "shape", ())), getattr(aval, "dtype", None), constant=constant)
+
+    @property
+    def size(self) -> int:
+        """How many values it has."""
+        return math.prod(self.shape)
+
+    def __str__(self) -> str:
+        dtype = getattr(self.dtype, "name", str(self.dtype))
+        return f"{dtype}[{','.join(map(str, self.shape))}]"
+
+
+@dataclasses.dataclass(eq=False, slots=True)
+class Equation:
+    """One equation.
+
+    Attributes:
+        primitive: the name of its primitive.
+        inputs: what it reads.
+        outputs: what it gives.
+        params: the primitive's parameters.
+        call: its value, ``(*inputs) -> outputs``, both as sequences.
+        source: where it is written, as JAX keeps it.
+        inner: the primitives of what it calls, if it is kept whole: a function with a derivative of its own.
+    """
+
+    primitive: str
+    inputs: tuple[Variable, ...]
+    outputs: tuple[Variable, ...]
+    params: dict[str, Any]
+    call: Callable[..., Sequence[Any]]
+    source: Any
+    inner: frozenset[str] = frozenset()
+
+    @property
+    def active(self) -> list[Variable]:
+        """The active inputs, each once."""
+        return [v for v in dict.fromkeys(self.inputs) if v.active]
+
+    @property
+    def line(self) -> str:
+        """Where it is written."""
+        return str(summarize(self.source))
+
+    def __str__(self) -> str:
+        return f"{self.primitive} of {', '.join(map(str, self.inputs))} ({self.line})"
+
+
+@dataclasses.dataclass(eq=False)
+class Program:
+    """Equations in order.
+
+    Attributes:
+        inputs: what it is given.
+        outputs: what it gives.
+        equations: in an order in which they can be run.
+    """
+
+    inputs: list[Variable]
+    outputs: list[Variable]
+    equations: list[Equation]
+
+
+#: Calls, and the parameter that has what is called.
+_CALLS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "core_closed_call": "call_jaxpr",
+    "checkpoint": "jaxpr",
+    "remat": "jaxpr",
+    "remat2": "jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "custom_vjp_call_jaxpr": "fun_jaxpr",
+}
+_OWN_DERIVATIVE = frozenset({"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"})
+#: What has no derivative.
+_CHOICES = frozenset(
+    {"stop_gradient", "sign", "floor", "ceil", "round", "is_finite", "argmax", "argmin", "eq", "ne", "lt", "le", "gt"}
+    | {"ge", "and", "or", "not", "xor", "nextafter"}
+)
+
+
+def flatten(jaxpr: Any, whole: Callable[[set[str]], bool]) -> Program:
+    """A program of a (closed) jaxpr, its calls inlined.
+
+    Args:
+        jaxpr: the jaxpr.
+        whole: whether a function with a derivative of its own, made of such primitives, is kept as one equation.
+
+    Returns:
+        The program; nothing is active yet.
+    """
+    inner = getattr(jaxpr, "jaxpr", jaxpr)
+    inputs = [Variable.like(v.aval) for v in inner.invars]
+    equations: list[Equation] = []
+    outputs = _inline(jaxpr, inputs, equations, whole, None)
+    return Program(inputs, outputs, equations)
+
+
+def _inline(
+    jaxpr: Any, arguments: Sequence[Variable], equations: list[Equation], whole: Any, caller: Any
+) -> list[Variable]:
+    """Append the equations of a jaxpr that is called; what it gives."""
+    inner, constants = getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
+    environment: dict[Any, Variable] = dict(zip(inner.invars, arguments, strict=True))
+    environment |= {v: Variable.like(v.aval, c) for v, c in zip(inner.constvars, constants, strict=False)}
+
+    def read(atom: Any) -> Variable:
+        if isinstance(atom, core.Literal):
+            return Variable.like(atom.aval, atom.val)
+        return environment[atom]
+
+    # A function of a library has one line of the user's for all that it does: the line of the call is meant, as JAX
+    # keeps what it traced for the next call.
+    lines = {summarize(equation.source_info) for equation in inner.eqns} if caller is not None else ()
+    of_library = caller is not None and len(lines) == 1
+    for equation in inner.eqns:
+        name = equation.primitive.name
+        source = caller if of_library else equation.source_info
+        inputs = tuple(map(read, equation.invars))
+        called = equation.params.get(_CALLS[name]) if name in _CALLS else None
+        if called is not None and not (name in _OWN_DERIVATIVE and whole(primitives(called))):
+            outputs = _inline(called, inputs, equations, whole, source)
+        else:
+            outputs = [Variable.like(v.aval) for v in equation.outvars]
+            inside = frozenset(primitives(called)) if called is not None else frozenset()
+            params = equation.params | _programs(equation, whole)
+            equations.append(Equation(name, inputs, tuple(outputs), params, _caller(equation), source, inside))
+        environment |= zip(equation.outvars, outputs, strict=True)
+    return [read(v) for v in inner.outvars]
+
+
+def _programs(equation: Any, whole: Any) -> dict[str, Any]:
+    """The programs of a loop's body or of the branches of a choice, beside the jaxprs."""
+    if equation.primitive.name == "scan":
+        return {"body": flatten(equation.params["jaxpr"], whole)}
+    if equation.primitive.name == "cond":
+        return {"programs": tuple(flatten(branch, whole) for branch in equation.params["branches"])}
+    return {}
+
+
+def _caller(equation: Any) -> Callable[..., Sequence[Any]]:
+    """What computes an equation."""
+    if equation.primitive.name not in _CALLS:
+
+        def bind(*values: Any) -> Sequence[Any]:
+            result = equation.primitive.bind(*values, **equation.params)
+            return list(result) if equation.primitive.multiple_results else [result]
+
+        return bind
+
+    # How calls are bound differs between versions of JAX: a jaxpr of this equation alone knows.
+    variables = list(dict.fromkeys(v for v in equation.invars if not isinstance(v, core.Literal)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of a jaxpr that nobody traced
+        alone = core.Jaxpr([], variables, equation.outvars, [equation], equation.effects)
+        function = core.jaxpr_as_fun(core.ClosedJaxpr(alone, []))
+
+    def call(*values: Any) -> Sequence[Any]:
+        given = {v: x for v, x in zip(equation.invars, values, strict=True) if not isinstance(v, core.Literal)}
+        return list(function(*(given[v] for v in variables)))
+
+    return call
+
+
+def primitives(jaxpr: Any) -> set[str]:
+    """The names of the primitives of a jaxpr and of what it calls."""
+    names: set[str] = set()
+    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        name = equation.primitive.name
+        names |= primitives(equation.params[_CALLS[name]]) if name in _CALLS else {name}
+    return names
+
+
+def prune(program: Program) -> None:
+    """Leave out the equations that nothing reads."""
+    needed = set(program.outputs)
+    kept = []
+    for equation in reversed(program.equations):
+        if needed.isdisjoint(equation.outputs):
+            continue
+        kept.append(equation)
+        needed.update(equation.inputs)
+        for inner in (equation.params.get("body"), *equation.params.get("programs", ())):
+            if inner is not None:
+                prune(inner)
+    program.equations = kept[::-1]
+
+
+def activate(program: Program, active: Sequence[bool]) -> list[bool]:
+    """Mark what depends on the active inputs; whether each output does."""
+    for variable, is_active in zip(program.inputs, active, strict=True):
+        variable.active = is_active
+    for equation in program.equations:
+        depends = [v.active for v in equation.inputs]
+        outputs = [any(depends)] * len(equation.outputs)
+        if equation.primitive in _CHOICES:
+            outputs = [False] * len(outputs)
+        elif equation.primitive == "scan" and any(depends):
+            outputs = _activate_scan(equation, depends)
+        elif equation.primitive == "cond" and any(depends[1:]):
+            branches = [activate(branch, depends[1:]) for branch in equation.params["programs"]]
+            outputs = [any(b) for b in zip(*branches, strict=True)]
+        for variable, is_active in zip(equation.outputs, outputs, strict=True):
+            variable.active = is_active and jnp.issubdtype(variable.dtype, jnp.inexact)
+    return [v.active for v in program.outputs]
+
+
+def deactivate(program: Program) -> None:
+    """Leave active only what reaches an active output by derivatives: not the maximum that a softmax subtracts."""
+    needed = {v for v in program.outputs if v.active}
+    for equation in reversed(program.equations):
+        if needed.isdisjoint(equation.outputs):
+            for variable in equation.outputs:
+                variable.active = False
+            continue
+        needed.update(v for v in equation.inputs if v.active)
+        for inner in (equation.params.get("body"), *equation.params.get("programs", ())):
+            if inner is not None:
+                deactivate(inner)
+
+
+def parts_of_scan(equation: Equation) -> tuple[int, int]:
+    """How many inputs of a scan are constants, and how many are carried.
+
+    What is carried has one shape inside and outside; how parameters count it differs between versions of JAX.
+    """
+    body = equation.params["body"]
+    carry = sum(a.shape == b.shape for a, b in zip(equation.outputs, body.outputs, strict=True))
+    same = sum(a.shape == b.shape for a, b in zip(equation.inputs, body.inputs, strict=True))
+    return same - carry, carry
+
+
+def _activate_scan(equation: Equation, depends: list[bool]) -> list[bool]:
+    """Which outputs of a loop depend on its active inputs: once around for all that turns out to be carried."""
+    consts, carry = parts_of_scan(equation)
+    while True:
+        results = activate(equation.params["body"], depends)
+        carried = [a or b for a, b in zip(depends[consts : consts + carry], results[:carry], strict=True)]
+        if carried == depends[consts : consts + carry]:
+            return results
+        depends = depends[:consts] + carried + depends[consts + carry :]

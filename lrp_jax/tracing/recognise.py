@@ -1,0 +1,385 @@
+"""From equations to operations of the rules: what each equation of a program is, and where its attention is."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from lrp_jax.tracing import operations
+from lrp_jax.tracing.operations import Operation
+from lrp_jax.tracing.program import Equation, Program, Variable, parts_of_scan
+from lrp_jax.tracing.units import MOVES, Unit, find
+
+
+@dataclasses.dataclass(eq=False)
+class Step:
+    """One thing to run.
+
+    Attributes:
+        operation: how it is run; None: it does not depend on the example, and its equation is run as it is.
+        inputs: what it reads.
+        outputs: what it gives.
+        equations: what it is made of.
+    """
+
+    operation: Operation | None
+    inputs: tuple[Variable, ...]
+    outputs: tuple[Variable, ...]
+    equations: tuple[Equation, ...]
+
+
+@dataclasses.dataclass(eq=False)
+class Site(Step):
+    """Where the attention goes into its product with the values: where it is handed out, and taps are added.
+
+    Attributes:
+        heads: its axes of heads.
+        query: its axis of queries; None: it has none, for the one query of a pooling.
+        key: its axis of keys.
+        product: its product with the values.
+        values: the place of the values among the product's inputs.
+        learned: whether the query does not depend on the example.
+        rows: the queries that the product reads, start and end; None: all.
+    """
+
+    heads: tuple[int, ...]
+    query: int | None
+    key: int
+    product: Equation
+    values: int
+    learned: bool
+    rows: tuple[int, int] | None = None
+
+
+@dataclasses.dataclass(eq=False)
+class Loop(Step):
+    """A scan with active values.
+
+    Attributes:
+        body: what is run each time.
+        consts: how many inputs are constants.
+        carry: how many are carried.
+        length: how often it runs.
+    """
+
+    body: Recognised
+    consts: int
+    carry: int
+    length: int
+
+
+@dataclasses.dataclass(eq=False)
+class Choice(Step):
+    """A choice by what does not depend on the example.
+
+    Attributes:
+        branches: what may be run.
+    """
+
+    branches: tuple[Recognised, ...]
+
+
+@dataclasses.dataclass(eq=False)
+class Recognised:
+    """A program of operations.
+
+    Attributes:
+        inputs: what it is given.
+        outputs: what it gives.
+        steps: what it runs, in order.
+    """
+
+    inputs: list[Variable]
+    outputs: list[Variable]
+    steps: list[Step]
+
+    @property
+    def sites(self) -> int:
+        """How many attention maps it has."""
+        return sum(_sites(step) for step in self.steps)
+
+    def walk(self) -> Iterator[tuple[Step, int]]:
+        """All steps, those of loops as well, and how often each is run."""
+        for step in self.steps:
+            inner, times = (
+                ((step.body,), step.length) if isinstance(step, Loop) else (getattr(step, "branches", ()), 1)
+            )
+            yield step, 1
+            for program in inner:
+                yield from ((s, n * times) for s, n in program.walk())
+
+
+def _sites(step: Step) -> int:
+    if isinstance(step, Site):
+        return 1
+    return step.length * step.body.sites if isinstance(step, Loop) else 0
+
+
+def recognise(program: Program, pixels: set[Variable], unknown: list[Equation]) -> Recognised:
+    """What the equations of a program are to the rules.
+
+    Args:
+        program: the program, active variables marked.
+        pixels: what is still pixels: the example, if it is an image; the first product on its way is ``patch_embed``.
+        unknown: where equations go that no operation is known of.
+
+    Returns:
+        The program in operations; not to be run if anything is unknown.
+    """
+    return _Recogniser(program, pixels, unknown).run()
+
+
+class _Recogniser:
+    def __init__(self, program: Program, pixels: set[Variable], unknown: list[Equation]) -> None:
+        self.program, self.pixels, self.unknown = program, set(pixels), unknown
+        self.unit_of = {unit.output: unit for unit in find(program)}
+        inside = {e for unit in self.unit_of.values() for e in unit.equations}
+        self.alone = [e for e in program.equations if e not in inside]
+        self.maker: dict[Variable, Equation | Unit] = {v: e for e in self.alone for v in e.outputs}
+        self.maker |= self.unit_of
+        self.sites: dict[Equation, Site] = {}
+        self.scores: set[Equation] = set()
+        self.masked: set[Equation] = set()  # between scores and softmax
+
+    def run(self) -> Recognised:
+        for equation in self.alone:
+            if equation.primitive == "dot_general" and len(equation.active) == 2:
+                self.look_for_attention(equation)
+        before = {site.inputs[0]: site for site in self.sites.values()}
+        steps: list[Step] = []
+        alone = set(self.alone)
+        for equation in self.program.equations:
+            if equation in alone:
+                steps.append(self.of_equation(equation))
+            elif equation.outputs[0] in self.unit_of:
+                steps.append(self.of_unit(self.unit_of[equation.outputs[0]]))
+            else:
+                continue
+            steps += [before[v] for v in steps[-1].outputs if v in before]
+        return Recognised(self.program.inputs, self.program.outputs, self.replaced(steps))
+
+    def replaced(self, steps: list[Step]) -> list[Step]:
+        """With the attention that a site gives in the place of what it is given, in the product (and what it reads)."""
+        replacement: dict[Variable, Variable] = {}
+        for step in steps:
+            readers = step.inputs
+            if not isinstance(step, Site) and any(v in replacement for v in readers):
+                step.inputs = tuple(replacement.get(v, v) for v in readers)
+            if isinstance(step, Site):
+                replacement[step.inputs[0]] = step.outputs[0]
+        self.program.outputs[:] = [replacement.get(v, v) for v in self.program.outputs]
+        return steps
+
+    def of_unit(self, unit: Unit) -> Step:
+        inputs = (unit.input, *unit.constants)
+        return Step(operations.of_unit(unit), inputs, (unit.output,), tuple(unit.equations))
+
+    def of_equation(self, equation: Equation) -> Step:
+        """What one equation is."""
+        given, made = equation.inputs, equation.outputs
+        if not any(v.active for v in made):
+            return Step(None, given, made, (equation,))
+        if equation.primitive == "scan":
+            return self.loop(equation)
+        if equation.primitive == "cond" and not equation.inputs[0].active:
+            branches = tuple(
+                recognise(branch, self.inner_pixels(given[1:], branch), self.unknown)
+                for branch in equation.params["programs"]
+            )
+            if any(branch.sites for branch in branches):
+                self.unknown.append(equation)
+            return Choice(Operation("cond", None), given, made, (equation,), branches)  # type: ignore[arg-type]
+        if equation in self.scores:
+            operation: Operation | None = operations.as_matmul(equation)
+        elif self.is_pixels(equation):
+            operation = operations.as_patch_embed(equation)
+        elif equation.primitive in {"add", "add_any"} and equation not in self.masked and self.adds_positions(equation):
+            operation = operations.add_constant(equation)
+        else:
+            operation = operations.operation_of(equation)
+        if operation is None:
+            self.unknown.append(equation)
+        elif operation.name == "move" or equation.primitive in {"mul", "div", "sub", "add", "neg"}:
+            if all(v in self.pixels for v in equation.active):
+                self.pixels.update(made)
+        return Step(operation, given, made, (equation,))
+
+    def is_pixels(self, equation: Equation) -> bool:
+        """Whether an equation is a product of pixels with parameters."""
+        if equation.primitive not in {"dot_general", "conv_general_dilated"}:
+            return False
+        active = equation.active
+        return len(active) == 1 and active[0] in self.pixels and operations.operation_of(equation) is not None
+
+    def adds_positions(self, equation: Equation) -> bool:
+        """Whether a constant is added that differs from token to token: an addition, not a bias."""
+        if [v.active for v in equation.inputs].count(True) != 1:
+            return False
+        (place,) = (i for i, v in enumerate(equation.inputs) if not v.active)
+        varying = self.varying(equation.inputs[place])
+        if len(varying) < 2:
+            return False
+        other = equation.inputs[1 - place]
+        maker = self.maker.get(other)
+        # A bias of a product varies along the axes of its kernel.
+        if isinstance(maker, Equation) and maker.primitive == "dot_general":
+            first = [v.active for v in maker.inputs].index(True)
+            free = operations.free_axes(maker, 1 - first)
+            return not varying <= set(free)
+        return True
+
+    def varying(self, constant: Variable) -> set[int]:
+        """The axes along which a constant may vary."""
+        axes = {i for i, size in enumerate(constant.shape) if size > 1}
+        maker = self.maker.get(constant)
+        if isinstance(maker, Equation):
+            if maker.primitive == "broadcast_in_dim":
+                inner = self.varying(maker.inputs[0])
+                dims = maker.params["broadcast_dimensions"]
+                return {dims[i] for i in inner if i < len(dims)}
+            if maker.primitive in {"convert_element_type", "copy", "neg"}:
+                return self.varying(maker.inputs[0])
+        if constant.constant is not None and not constant.shape:
+            return set()
+        return axes
+
+    def inner_pixels(self, given: Any, program: Program) -> set[Variable]:
+        return {inner for outer, inner in zip(given, program.inputs, strict=True) if outer in self.pixels}
+
+    def loop(self, equation: Equation) -> Step:
+        """A scan."""
+        consts, carry = parts_of_scan(equation)
+        body = recognise(equation.params["body"], set(), self.unknown)
+        if equation.params["reverse"] and body.sites:
+            self.unknown.append(equation)
+        operation = Operation("scan", None)  # type: ignore[arg-type]
+        return Loop(
+            operation, equation.inputs, equation.outputs, (equation,), body, consts, carry, equation.params["length"]
+        )
+
+    # Attention: a product one of whose operands comes through a softmax from another product.
+
+    def look_for_attention(self, product: Equation) -> None:
+        for side in (0, 1):
+            softmax, path = self.softmax_of(product.inputs[side])
+            if softmax is None:
+                continue
+            scores, between = self.scores_of(softmax.input)
+            if scores is None:
+                continue
+            site = self.site(product, side, scores, path)
+            if site is None:
+                continue
+            self.sites[product] = site
+            self.scores.add(scores)
+            self.masked |= between
+            return
+
+    def softmax_of(self, variable: Variable) -> tuple[Unit | None, list[Equation | Unit]]:
+        """The softmax that a variable comes from by moves, scales and casts, and what lies between."""
+        path: list[Equation | Unit] = []
+        while True:
+            maker = self.maker.get(variable)
+            if maker is None:
+                return None, path
+            if isinstance(maker, Unit):
+                if maker.kind == "softmax":
+                    return maker, path
+                if maker.kind == "layer_norm":
+                    return None, path
+                path.append(maker)
+                variable = maker.input
+                continue
+            active = maker.active
+            if maker.inner & {"exp"} and "reduce_sum" in maker.inner and len(active) == 1:
+                return Unit("softmax", active[0], maker.outputs[0], [maker]), path
+            if len(active) != 1 or not (self.passes(maker) or self.mixes_heads(maker)):
+                return None, path
+            path.append(maker)
+            variable = active[0]
+
+    def scores_of(self, variable: Variable) -> tuple[Equation | None, set[Equation]]:
+        """The product of queries and keys that a softmax is of, and what lies between."""
+        between: set[Equation] = set()
+        waiting, found, seen = [variable], [], set()
+        while waiting:
+            v = waiting.pop()
+            maker = self.maker.get(v)
+            if v in seen or maker is None:
+                continue
+            seen.add(v)
+            if isinstance(maker, Unit):
+                if maker.kind not in {"layer_norm", "softmax"}:
+                    waiting.append(maker.input)
+                continue
+            if maker.primitive == "dot_general":
+                batched = bool(maker.params["dimension_numbers"][1][0])
+                if len(maker.active) == 2 or all(u.active for u in maker.inputs):
+                    found.append(maker)
+                elif self.mixes_heads(maker):
+                    waiting += maker.active
+                elif batched:
+                    found.append(maker)
+                continue
+            if self.passes(maker) or maker.primitive in {"add", "add_any", "sub", "tanh", "max", "min", "concatenate"}:
+                between.add(maker)
+                waiting += maker.active
+        return (min(found, key=self.program.equations.index) if found else None), between
+
+    def passes(self, equation: Equation) -> bool:
+        """Whether it moves, casts, scales, shifts or chooses one active value."""
+        one = len(equation.active) == 1
+        return equation.primitive in MOVES | {"mul", "div", "add", "sub"} and one
+
+    def mixes_heads(self, equation: Equation) -> bool:
+        """Whether a product with parameters mixes heads of attention: a square kernel, of one contracted axis."""
+        if equation.primitive != "dot_general" or len(equation.active) != 1:
+            return False
+        first = [v.active for v in equation.inputs].index(True)
+        (contracted, batch) = equation.params["dimension_numbers"]
+        kernel = equation.inputs[1 - first].shape
+        return not batch[0] and len(contracted[0]) == 1 and len(kernel) == 2 and kernel[0] == kernel[1] and (
+            len(equation.inputs[first].shape) >= 3
+        )
+
+    def site(self, product: Equation, side: int, scores: Equation, path: list[Equation | Unit]) -> Site | None:
+        """Where the attention goes into a product; None: it has not the axes of attention."""
+        operand = product.inputs[side]
+        batch, contracted, free = operations.axes(product, side)
+        keys = [i for i in contracted if operand.shape[i] > 1] or contracted[-1:]
+        if len(keys) != 1:
+            return None
+        n = operand.shape[keys[0]]
+        wide = [i for i in free if operand.shape[i] > 1]
+        queries = [i for i in wide if operand.shape[i] == n] or wide or free
+        query = queries[-1] if queries else None
+        heads = tuple(i for i in range(len(operand.shape)) if i not in (query, keys[0]))
+        attention, rows = operand, None
+        # The queries that are not read may have been left out: taps are added before.
+        for maker in path:
+            if query is None or not isinstance(maker, Equation) or maker.primitive != "slice":
+                break
+            whole = maker.active[0]
+            starts, limits = maker.params["start_indices"], maker.params["limit_indices"]
+            if len(whole.shape) != len(attention.shape) or maker.params["strides"] not in (None, (1,) * len(starts)):
+                break
+            if any(whole.shape[i] != attention.shape[i] for i in range(len(whole.shape)) if i != query):
+                break
+            attention, rows = whole, (starts[query], limits[query])
+        tapped = Variable(attention.shape, attention.dtype, True)
+        learned = not all(v.active for v in scores.inputs)
+        equations = (product,)
+        return Site(
+            Operation("attention", None),  # type: ignore[arg-type]
+            (attention,),
+            (tapped,),
+            equations,
+            heads,
+            query,
+            keys[0],
+            product,
+            1 - side,
+            learned,
+            rows,
+        )

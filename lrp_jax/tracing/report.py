@@ -1,0 +1,61 @@
+"""What was recognised, for people: operation by operation, with the line of the user's code."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+
+from lrp_jax.tracing.recognise import Recognised, Site
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """One operation of a traced model.
+
+    Attributes:
+        operation: of :class:`lrp_jax.rules.Rules`; ``"move"`` where values only move, ``"attention"`` where attention is
+            read.
+        primitives: what it is made of.
+        inputs: shapes and dtypes of what it reads, of what depends on the example.
+        output: shape and dtype of what it gives.
+        times: how often it is run, in loops.
+        line: where it is written.
+    """
+
+    operation: str
+    primitives: tuple[str, ...]
+    inputs: tuple[str, ...]
+    output: str
+    times: int
+    line: str
+
+
+def lines(program: Recognised) -> list[Line]:
+    """The operations of a program, in the order in which they are run."""
+    found = []
+    for step, times in program.walk():
+        if step.operation is None:
+            continue
+        primitives = () if isinstance(step, Site) else tuple(e.primitive for e in step.equations)
+        inputs = tuple(str(v) for v in dict.fromkeys(step.inputs) if v.active)
+        found.append(
+            Line(step.operation.name, primitives, inputs, str(step.outputs[0]), times, step.equations[-1].line)
+        )
+    return found
+
+
+def table(program: Recognised) -> str:
+    """How often each operation is run, of which primitives, and where first."""
+    counts: collections.Counter[str] = collections.Counter()
+    primitives: dict[str, dict[str, None]] = {}
+    places: dict[str, str] = {}
+    for line in lines(program):
+        counts[line.operation] += line.times
+        primitives.setdefault(line.operation, {}).update(dict.fromkeys(line.primitives))
+        places.setdefault(line.operation, line.line)
+    rows = [("operation", "times", "of", "first at")]
+    for name, times in counts.most_common():
+        of = ", ".join(primitives[name])
+        rows.append((name, str(times), of if len(of) < 60 else of[:57] + "...", places[name]))
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    return "\n".join("  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[3]]) for row in rows)

@@ -1,0 +1,61 @@
+"""Where activity begins if the example is made of integers: where they choose rows of a table of embeddings."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from lrp_jax.tracing.program import Equation, Program, Variable
+
+# What leaves integers the tokens that they are; comparisons do not, from which masks and positions are made.
+_SAME = frozenset(
+    {"add", "broadcast_in_dim", "clamp", "convert_element_type", "copy", "expand_dims", "max", "min", "reshape"}
+    | {"select_n", "slice", "squeeze", "sub", "transpose", "concatenate", "pad", "dynamic_slice", "copy_p"}
+)
+
+
+def embeddings(program: Program, tokens: Variable) -> list[Equation]:
+    """The equations that choose rows of a table by tokens: a gather, or a product with their one-hot code.
+
+    Args:
+        program: the program.
+        tokens: which of its variables has the tokens, integers.
+
+    Returns:
+        The equations, in order.
+    """
+    same, one_hot = {tokens}, set()
+    found = []
+    for equation in program.equations:
+        given = equation.inputs
+        name = equation.primitive
+        if name == "gather" and given[1] in same and jnp.issubdtype(given[0].dtype, jnp.floating):
+            found.append(equation)
+        elif name == "dot_general" and any(v in one_hot for v in given):
+            found.append(equation)
+        elif name == "eq" and any(v in same for v in given) and _counts(program, given):
+            one_hot.update(equation.outputs)
+        elif name in {"convert_element_type", "reshape", "squeeze"} and given[0] in one_hot:
+            one_hot.update(equation.outputs)
+        elif name in _SAME and any(v in same for v in given) and jnp.issubdtype(equation.outputs[0].dtype, jnp.integer):
+            same.update(equation.outputs)
+    return found
+
+
+def _counts(program: Program, compared: tuple[Variable, ...]) -> bool:
+    """Whether one of what is compared is 0, 1, 2, ...: of a one-hot code."""
+    makers = {v: e for e in program.equations for v in e.outputs}
+    for variable in compared:
+        while variable in makers and makers[variable].primitive in {"broadcast_in_dim", "reshape", "convert_element_type"}:
+            variable = makers[variable].inputs[0]
+        if variable in makers and makers[variable].primitive == "iota":
+            return True
+    return False
+
+
+def begin_at(program: Program, equation: Equation) -> Program:
+    """The program up to an equation, which is left out of the program; what it gives becomes an input of the rest."""
+    place = program.equations.index(equation)
+    before = Program(list(program.inputs), list(equation.outputs), program.equations[: place + 1])
+    program.equations.remove(equation)
+    program.inputs.append(equation.outputs[0])
+    return before
