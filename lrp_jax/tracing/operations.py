@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 
 from lrp_jax.rules import Rules
-from lrp_jax.tracing.program import Equation
+from lrp_jax.tracing.program import Equation, Variable
 from lrp_jax.tracing.units import ELEMENTWISE, MOVES, Unit
 
 
@@ -75,19 +75,21 @@ def operation_of(equation: Equation) -> Operation | None:
 
 def function_of_one(name: str, equation: Any) -> Operation | None:
     """An operation on a function of one active input, with whatever else it reads as parameters."""
-    active = equation.active
-    if len(active) != 1 or active[0].shape != equation.outputs[0].shape:
+    active, shape = equation.active, equation.outputs[0].shape
+    if len(active) != 1 or len(equation.outputs) != 1:
         return None
-    return applied(name, [v.active for v in equation.inputs], lambda *values: equation.call(*values)[0])
+    if active[0].shape != shape and (equation.primitive not in ELEMENTWISE or len(active[0].shape) != len(shape)):
+        return None
+    return applied(name, [v.active for v in equation.inputs], shape, lambda *values: equation.call(*values)[0])
 
 
-def applied(name: str, is_active: Sequence[bool], function: Callable[..., Array]) -> Operation:
+def applied(name: str, is_active: Sequence[bool], shape: tuple[int, ...], function: Callable[..., Array]) -> Operation:
     """An operation ``name`` on a function of one active variable, which may stand at several places."""
 
     def run(rules: Rules, *values: Any) -> Array:
         # Arrays are given to the operation, which may then send gradients to them; numbers are part of the function.
         given = [not active and isinstance(v, Array) for active, v in zip(is_active, values, strict=True)]
-        x = next(v for v, active in zip(values, is_active, strict=True) if active)
+        x = jnp.broadcast_to(next(v for v, active in zip(values, is_active, strict=True) if active), shape)
 
         def of_x(x: Array, *parameters: Array) -> Array:
             others = iter(parameters)
@@ -175,7 +177,28 @@ def dot_general(equation: Equation) -> Operation | None:
     """A product with parameters; of two activations, their product."""
     if len(equation.active) == 2 or all(v.active for v in equation.inputs):
         return as_matmul(equation)
-    return Operation("dense", partial(_dense, "dense", equation))
+    return Operation("activation", partial(_scaled, equation)) if is_scale(equation) else Operation(
+        "dense", partial(_dense, "dense", equation)
+    )
+
+
+def is_scale(equation: Equation) -> bool:
+    """Whether a ``dot_general`` neither sums nor makes new values: a mask of heads, times the attention."""
+    if equation.primitive != "dot_general" or len(equation.active) != 1 or all(v.active for v in equation.inputs):
+        return False
+    side = [v.active for v in equation.inputs].index(False)
+    _, contracted, free = axes(equation, side)
+    return math.prod(_sizes(equation.inputs[side].shape, [*contracted, *free])) == 1
+
+
+def _scaled(equation: Equation, rules: Rules, *values: Array) -> Array:
+    first = [v.active for v in equation.inputs].index(True)
+
+    def scaled(x: Array, w: Array) -> Array:
+        x = jnp.broadcast_to(x, jnp.broadcast_shapes(x.shape, w.shape))
+        return rules.activation(lambda x, w: x * w, x, w)
+
+    return _product(equation, values, first, scaled)
 
 
 def as_matmul(equation: Equation) -> Operation:
@@ -332,4 +355,46 @@ def of_unit(unit: Unit) -> Operation:
         return known[unit.output]
 
     kind = "activation" if unit.kind == "linear" else unit.kind
-    return applied(kind, [True] + [False] * len(constants), function)
+    return applied(kind, [True] + [False] * len(constants), unit.output.shape, function)
+
+
+def folded(
+    product: Equation, chain: Sequence[Equation], constants: Sequence[Variable], of_pixels: bool
+) -> Operation:
+    """A product with parameters, and the scales and shifts of its result, as one: with the scales in its kernel.
+
+    A batch norm after a convolution, or a layer scale. What relevance sees does not depend on how it is written: a
+    scale below zero changes the sign of what a product adds.
+    """
+    first = [v.active for v in product.inputs].index(True)
+    out, kernel_axes, out_axes = product.outputs[0], *kernel_to_output(product)
+    operation = as_patch_embed(product) if of_pixels else operation_of(product)
+    assert operation is not None
+
+    def run(rules: Rules, x: Array, kernel: Array, *values: Any) -> Array:
+        def affine(z: Array) -> Array:
+            known = dict(zip(constants, values, strict=True)) | {out: z}
+            for equation in chain:
+                read = [v.constant if v.constant is not None else known[v] for v in equation.inputs]
+                known |= zip(equation.outputs, equation.call(*read), strict=True)
+            return known[chain[-1].outputs[0]]  # type: ignore[no-any-return]
+
+        zeros = jnp.zeros(out.shape, out.dtype)
+        shift, scale = jax.jvp(affine, (zeros,), (jnp.ones_like(zeros),))
+        scale = scale[tuple(slice(None) if i in out_axes else 0 for i in range(scale.ndim))]
+        scale = scale.transpose(np.argsort(np.argsort(kernel_axes)))
+        scale = jnp.expand_dims(scale, [i for i in range(kernel.ndim) if i not in kernel_axes])
+        inputs = [x, kernel * scale.astype(kernel.dtype)]
+        z = operation.run(rules, *(inputs if first == 0 else inputs[::-1]))
+        return z.astype(shift.dtype) + shift
+
+    return Operation(operation.name, run)
+
+
+def kernel_to_output(product: Equation) -> tuple[list[int], list[int]]:
+    """The axes of a product's kernel that are axes of its result, and those."""
+    if product.primitive == "conv_general_dilated":
+        numbers = product.params["dimension_numbers"]
+        return [numbers.rhs_spec[0]], [numbers.out_spec[1]]
+    side = [v.active for v in product.inputs].index(False)
+    return axes(product, side)[2], list(free_axes(product, side))

@@ -130,27 +130,51 @@ def recognise(program: Program, pixels: set[Variable], unknown: list[Equation]) 
     return _Recogniser(program, pixels, unknown).run()
 
 
+_AFFINE = frozenset({"add", "add_any", "sub", "mul", "div", "neg", "convert_element_type"})
+
+
+def _scales(equation: Equation, variable: Variable) -> bool:
+    """Whether an equation may change a sign, or scales features differently."""
+    if equation.primitive == "neg" or (equation.primitive == "sub" and equation.inputs[1] is variable):
+        return True
+    if equation.primitive not in {"mul", "div"}:
+        return False
+    (other,) = (v for v in equation.inputs if v is not variable)
+    return other.constant is None or bool(other.shape) or float(other.constant) < 0
+
+
 class _Recogniser:
     def __init__(self, program: Program, pixels: set[Variable], unknown: list[Equation]) -> None:
         self.program, self.pixels, self.unknown = program, set(pixels), unknown
         self.unit_of = {unit.output: unit for unit in find(program)}
         inside = {e for unit in self.unit_of.values() for e in unit.equations}
         self.alone = [e for e in program.equations if e not in inside]
+        self.alone_set = set(self.alone)
         self.maker: dict[Variable, Equation | Unit] = {v: e for e in self.alone for v in e.outputs}
         self.maker |= self.unit_of
         self.sites: dict[Equation, Site] = {}
         self.scores: set[Equation] = set()
         self.masked: set[Equation] = set()  # between scores and softmax
+        self.readers: dict[Variable, list[Equation]] = {}
+        for equation in program.equations:
+            for variable in dict.fromkeys(equation.inputs):
+                self.readers.setdefault(variable, []).append(equation)
+        # Products with the scales that follow them, by the last equation; and what is part of one.
+        self.folds: dict[Equation, tuple[Equation, list[Equation]]] = {}
+        self.parts: set[Equation] = set()
 
     def run(self) -> Recognised:
         for equation in self.alone:
             if equation.primitive == "dot_general" and len(equation.active) == 2:
                 self.look_for_attention(equation)
+        for equation in self.alone:
+            self.fold(equation)
         before = {site.inputs[0]: site for site in self.sites.values()}
         steps: list[Step] = []
-        alone = set(self.alone)
         for equation in self.program.equations:
-            if equation in alone:
+            if equation in self.parts:
+                continue
+            if equation in self.alone_set:
                 steps.append(self.of_equation(equation))
             elif equation.outputs[0] in self.unit_of:
                 steps.append(self.of_unit(self.unit_of[equation.outputs[0]]))
@@ -180,6 +204,14 @@ class _Recogniser:
         given, made = equation.inputs, equation.outputs
         if not any(v.active for v in made):
             return Step(None, given, made, (equation,))
+        if equation in self.folds:
+            product, chain = self.folds[equation]
+            side = [v.active for v in product.inputs].index(True)
+            constants = [v for e in chain for v in e.inputs if not v.active and v.constant is None]
+            constants = list(dict.fromkeys(constants))
+            inputs = (product.inputs[side], product.inputs[1 - side], *constants)
+            operation = operations.folded(product, chain, constants, self.is_pixels(product))
+            return Step(operation, inputs, made, (product, *chain))
         if equation.primitive == "scan":
             return self.loop(equation)
         if equation.primitive == "cond" and not equation.inputs[0].active:
@@ -204,6 +236,37 @@ class _Recogniser:
             if all(v in self.pixels for v in equation.active):
                 self.pixels.update(made)
         return Step(operation, given, made, (equation,))
+
+    def fold(self, first: Equation) -> None:
+        """See whether scales and shifts follow a product with parameters, of its output features alone."""
+        product = first.primitive in {"dot_general", "conv_general_dilated"} and len(first.active) == 1
+        if not product or first in self.scores or operations.is_scale(first):
+            return
+        if first.primitive == "conv_general_dilated" and not first.inputs[0].active:
+            return
+        _, features = operations.kernel_to_output(first)
+        chain: list[Equation] = []
+        scaled = 0
+        (variable,) = first.outputs
+        while variable not in self.program.outputs and len(self.readers.get(variable, ())) == 1:
+            (equation,) = self.readers[variable]
+            if equation not in self.alone_set or equation.primitive not in _AFFINE or len(equation.active) != 1:
+                break
+            if equation.inputs.count(variable) != 1 or equation.outputs[0].shape != first.outputs[0].shape:
+                break
+            if equation.primitive == "div" and equation.inputs[1] is variable:
+                break
+            others = [v for v in equation.inputs if v is not variable]
+            varying = set().union(*(self.varying(v) for v in others))
+            if not varying <= set(features):
+                break
+            chain.append(equation)
+            if _scales(equation, variable):
+                scaled = len(chain)
+            (variable,) = equation.outputs
+        if scaled:
+            self.folds[chain[scaled - 1]] = (first, chain[:scaled])
+            self.parts |= {first, *chain[: scaled - 1]}
 
     def is_pixels(self, equation: Equation) -> bool:
         """Whether an equation is a product of pixels with parameters."""
@@ -313,7 +376,7 @@ class _Recogniser:
                 if maker.kind not in {"layer_norm", "softmax"}:
                     waiting.append(maker.input)
                 continue
-            if maker.primitive == "dot_general":
+            if maker.primitive == "dot_general" and not operations.is_scale(maker):
                 batched = bool(maker.params["dimension_numbers"][1][0])
                 if len(maker.active) == 2 or all(u.active for u in maker.inputs):
                     found.append(maker)
@@ -330,7 +393,7 @@ class _Recogniser:
     def passes(self, equation: Equation) -> bool:
         """Whether it moves, casts, scales, shifts or chooses one active value."""
         one = len(equation.active) == 1
-        return equation.primitive in MOVES | {"mul", "div", "add", "sub"} and one
+        return (equation.primitive in MOVES | {"mul", "div", "add", "sub"} and one) or operations.is_scale(equation)
 
     def mixes_heads(self, equation: Equation) -> bool:
         """Whether a product with parameters mixes heads of attention: a square kernel, of one contracted axis."""
