@@ -17,7 +17,8 @@ from lrp_jax.rules import Rules
 from lrp_jax.tracing import layout, report
 from lrp_jax.tracing.interpret import run
 from lrp_jax.tracing.program import Equation, Program, Variable, activate, deactivate, flatten, prune
-from lrp_jax.tracing.recognise import Recognised, Site, recognise
+from lrp_jax.tracing.recognise import Recognised, Site, recognise, spans
+from lrp_jax.tracing.rolling import roll, select_first
 from lrp_jax.tracing.tokens import begin_at, embeddings
 from lrp_jax.tracing.units import may_be_whole
 
@@ -246,6 +247,11 @@ def trace(
     if not active:
         raise ValueError("the output does not depend on the example, differentiably.")
     deactivate(program)
+    select_first(program)
+    while roll(program, spans(program)):
+        prune(program)
+        activate(program, [i == place for i in range(len(program.inputs))])
+        deactivate(program)
     unknown: list[Equation] = []
     recognised = recognise(program, {program.inputs[place]} if embed is None else set(), unknown)
     if unknown:

@@ -143,6 +143,17 @@ def _scales(equation: Equation, variable: Variable) -> bool:
     return other.constant is None or bool(other.shape) or float(other.constant) < 0
 
 
+def spans(program: Program) -> list[tuple[int, int]]:
+    """First and last of the equations that are one operation together, or attention from its scores to its product."""
+    recogniser = _Recogniser(program, set(), [])
+    recogniser.look()
+    place = {e: i for i, e in enumerate(program.equations)}
+    together = [[place[e] for e in unit.equations] for unit in recogniser.unit_of.values()]
+    together += [[place[e] for e in (product, *chain)] for product, chain in recogniser.folds.values()]
+    together += [[place[scores], place[product]] for scores, product in recogniser.pairs]
+    return [(min(places), max(places)) for places in together]
+
+
 class _Recogniser:
     def __init__(self, program: Program, pixels: set[Variable], unknown: list[Equation]) -> None:
         self.program, self.pixels, self.unknown = program, set(pixels), unknown
@@ -154,6 +165,7 @@ class _Recogniser:
         self.maker |= self.unit_of
         self.sites: dict[Equation, Site] = {}
         self.scores: set[Equation] = set()
+        self.pairs: list[tuple[Equation, Equation]] = []
         self.masked: set[Equation] = set()  # between scores and softmax
         self.readers: dict[Variable, list[Equation]] = {}
         for equation in program.equations:
@@ -163,12 +175,17 @@ class _Recogniser:
         self.folds: dict[Equation, tuple[Equation, list[Equation]]] = {}
         self.parts: set[Equation] = set()
 
-    def run(self) -> Recognised:
+    def look(self) -> None:
+        """Find what is recognised by more than one equation."""
         for equation in self.alone:
             if equation.primitive == "dot_general" and len(equation.active) == 2:
                 self.look_for_attention(equation)
         for equation in self.alone:
             self.fold(equation)
+
+    def run(self) -> Recognised:
+        """The program in operations."""
+        self.look()
         before = {site.inputs[0]: site for site in self.sites.values()}
         steps: list[Step] = []
         for equation in self.program.equations:
@@ -336,6 +353,7 @@ class _Recogniser:
                 continue
             self.sites[product] = site
             self.scores.add(scores)
+            self.pairs.append((scores, product))
             self.masked |= between
             return
 
