@@ -85,6 +85,21 @@ class Checked:
             Parameters, with what is not explained; and what is, an image or embeddings ``[N, D]``.
         """
 
+    @property
+    @abc.abstractmethod
+    def stages(self) -> Sequence[Any]:
+        """Where all relevance passes through tokens or a feature map; ``map`` makes a map of relevance there."""
+
+    @abc.abstractmethod
+    def zeros_at_stages(self) -> tuple[Array, ...]:
+        """What is added at the stages, to read relevance there."""
+
+    @abc.abstractmethod
+    def forward_through_stages(
+        self, params: Params, image: Array, added: Sequence[Array], rules: Rules
+    ) -> tuple[Array, None]:
+        """As ``forward``, with something added at each stage, without attention."""
+
     @abc.abstractmethod
     def check(self, examples: Any) -> Any:
         """A batch of examples as arrays ``[B, ...]``, or a ValueError."""

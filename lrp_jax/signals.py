@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lrp_jax.model import Model, Params, probe, zero_taps
+from lrp_jax.model import Checked, Model, Params, probe, zero_taps
 from lrp_jax.rules import GRADIENT, Rules, named
 from lrp_jax.rules.paired import vjp
 
@@ -110,6 +110,37 @@ def signals_at_pixels(
     """
     sent = _sent(model, params, image, targets, None, rules)
     return Explanation(sent.logits, sent.targets, sent.to_image[:, 0])
+
+
+def signals_at_stages(
+    model: Model, params: Params, image: Array, targets: Array | None, rules: str | Rules
+) -> Explanation:
+    """The relevance of each target at every stage of a traced model.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        image: ``[H, W, channels]``.
+        targets: int ``[K]``, float ``[K, C]``, or None for the predicted class.
+        rules: of the relevance, a set or a name.
+
+    Returns:
+        Logits, targets, and a map ``[K, rows, cols]`` for each stage, a tuple.
+
+    Raises:
+        ValueError: ``rules`` is unknown, or the model is not traced.
+    """
+    if not isinstance(model, Checked) or not model.stages:
+        raise ValueError("stages are those of a traced model of images (lrp_jax.trace).")
+    logits, pull, _ = vjp(
+        lambda rules, added: model.forward_through_stages(params, image, added, rules),
+        [named(rules)],
+        model.zeros_at_stages(),
+    )
+    targets = predicted(logits, targets)
+    (sent,) = jax.vmap(pull)(directions(targets, logits))
+    maps = tuple(jax.vmap(stage.map)(at[:, 0]) for stage, at in zip(model.stages, sent, strict=True))
+    return Explanation(logits, targets, maps)  # type: ignore[arg-type]
 
 
 def signals_at_attention(

@@ -10,7 +10,7 @@ from jax import Array
 from lrp_jax.methods.base import check_block, patches, register, rollout, row
 from lrp_jax.model import Model, Params
 from lrp_jax.rules import Rules
-from lrp_jax.signals import Explanation, signals_at_attention, signals_at_pixels
+from lrp_jax.signals import Explanation, signals_at_attention, signals_at_pixels, signals_at_stages
 
 
 @register(class_specific=True, resolution="patch", reference="Chefer et al. 2021, equations 13 and 14")
@@ -60,16 +60,27 @@ def partial_lrp(
     class_specific=True, resolution="pixel", reference="Bach et al. 2015; z-B rule: Montavon et al. 2017", signed=True
 )
 def full_lrp(
-    model: Model, params: Params, image: Array, targets: Array | None, *, rules: str | Rules = "baseline"
+    model: Model,
+    params: Params,
+    image: Array,
+    targets: Array | None,
+    *,
+    rules: str | Rules = "baseline",
+    stages: bool = False,
 ) -> Explanation:
     """Relevance propagated through all blocks to the pixels, summed over channels.
 
     Options:
         rules: of the relevance, a name in :data:`lrp_jax.rules.RULES` or a rule set.
+        stages: of a traced model, the maps at each resolution of its tokens or feature maps instead, a tuple.
 
     Raises:
-        ValueError: ``rules`` is unknown.
+        ValueError: ``rules`` is unknown, ``stages`` is no truth value, or the model is not traced.
     """
+    if not isinstance(stages, bool):
+        raise ValueError(f"stages must be True or False, got {stages!r}.")
+    if stages:
+        return signals_at_stages(model, params, image, targets, rules)
     pixels = signals_at_pixels(model, params, image, targets, rules)
     return dataclasses.replace(pixels, relevance=pixels.relevance.sum(axis=-1))
 

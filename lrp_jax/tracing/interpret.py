@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,11 @@ from lrp_jax.tracing.recognise import Choice, Loop, Recognised, Site
 
 
 def run(
-    program: Recognised, rules: Rules, values: Sequence[Any], taps: Array | None
+    program: Recognised,
+    rules: Rules,
+    values: Sequence[Any],
+    taps: Array | None,
+    added: Mapping[Variable, Array] | None = None,
 ) -> tuple[list[Any], list[Array]]:
     """What a program gives, and its attention.
 
@@ -26,6 +30,7 @@ def run(
         rules: its operations.
         values: what it is given.
         taps: ``[l, h, N, N]``, to be added to the last l of its attention, or None.
+        added: what is added to variables, to read gradient and relevance there.
 
     Returns:
         What it gives, and attention in parts, ``[some, h, N, N]`` each.
@@ -65,6 +70,9 @@ def run(
                 r if r.dtype == v.dtype else r.astype(v.dtype) for r, v in zip(results, step.outputs, strict=True)
             ]
         known |= zip(step.outputs, results, strict=True)
+        for variable in step.outputs if added else ():
+            if variable in added:
+                known[variable] = known[variable] + added[variable]
     return [read(v) for v in program.outputs], attention
 
 

@@ -6,6 +6,8 @@ depends on. Coordinates that go in come out as the centre of the pixels that rea
 
 from __future__ import annotations
 
+import dataclasses
+import warnings
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
@@ -104,34 +106,41 @@ def _contains(program: Recognised, variable: Variable) -> bool:
     return any(variable in step.outputs for step, _ in program.walk())
 
 
-def centres(program: Recognised, example: int, variable: Variable, axes: int) -> tuple[np.ndarray, np.ndarray]:
-    """The centre of what reaches each value of a variable, in coordinates of the example's first axes.
+def centres(
+    program: Recognised, example: int, variables: Sequence[Variable], axes: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The centres of what reaches each value of some variables, in coordinates of the example's first axes.
 
     Args:
         program: the program.
         example: which of its inputs is the example, ``[1, H, W, channels]`` or ``[1, N, D]``.
-        variable: the variable.
+        variables: the variables.
         axes: how many coordinates, 2 or 1.
 
     Returns:
-        Whether anything reaches it, bool of its shape; and the centre, ``[axes, *shape]``, NaN where nothing does.
+        For each, whether anything reaches it, bool of its shape; and the centre, ``[axes, *shape]``, NaN where nothing
+        does.
     """
     shape, dtype = program.inputs[example].shape, program.inputs[example].dtype
     coordinates = np.stack([np.ones(shape), *(np.broadcast_to(i, shape) for i in np.indices(shape)[1 : 1 + axes])])
 
     @jax.jit
-    def mixtures(tangents: Array) -> Array:
+    def mixtures(tangents: Array) -> list[Array]:
         zeros = [jnp.zeros(v.shape, v.dtype) for v in program.inputs]
 
-        def of_example(x: Array) -> Array:
-            return value_at(program, [*zeros[:example], x, *zeros[example + 1 :]], variable)
+        def of_example(x: Array) -> list[Array]:
+            return [value_at(program, [*zeros[:example], x, *zeros[example + 1 :]], v) for v in variables]
 
         return jax.vmap(lambda t: jax.jvp(of_example, (zeros[example],), (t,))[1])(tangents)
 
-    mass, *moments = np.asarray(mixtures(jnp.asarray(coordinates, dtype)), np.float64)
-    reached = mass > 1e-6 * mass.max(initial=0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return reached, np.stack([np.where(reached, m / mass, np.nan) for m in moments])
+    found = []
+    with jax.ensure_compile_time_eval():
+        all_of_them = mixtures(jnp.asarray(coordinates, dtype))
+    for mass, *moments in (np.asarray(mixture, np.float64) for mixture in all_of_them):
+        reached = mass > 1e-6 * mass.max(initial=0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found.append((reached, np.stack([np.where(reached, m / mass, np.nan) for m in moments])))
+    return found
 
 
 def tokens(program: Recognised, example: int, site: Site, axes: int) -> tuple[tuple[int, ...], np.ndarray]:
@@ -153,7 +162,7 @@ def tokens(program: Recognised, example: int, site: Site, axes: int) -> tuple[tu
     values = site.product.inputs[site.values]
     _, contracted, _ = operations.axes(site.product, site.values)
     key = next(i for i in contracted if values.shape[i] > 1) if values.size > 1 else contracted[-1]
-    reached, centre = centres(program, example, values, axes)
+    ((reached, centre),) = centres(program, example, [values], axes)
     n = values.shape[key]
     reached = np.moveaxis(reached, key, 0).reshape(n, -1).any(axis=1)
     centre = np.moveaxis(centre, key + 1, 1).reshape(axes, n, -1)
@@ -162,17 +171,121 @@ def tokens(program: Recognised, example: int, site: Site, axes: int) -> tuple[tu
     if not patches.size:
         raise Unclear("no token is of a part of the input")
     spread = np.nanmax(places, axis=2) - np.nanmin(places, axis=2)
-    tolerance = 1e-3 * max(program.inputs[example].shape[1:])
+    tolerance = _tolerance(program, example)
     if spread.max() > tolerance:
         raise Unclear(f"attention of {n} tokens is within windows or along an axis, not of all with all", is_local=True)
-    places = np.nanmean(places, axis=2)
+    found = _grid(np.nanmean(places, axis=2), tolerance)
+    if found is None:
+        raise Unclear(f"{len(patches)} of {n} tokens are of parts of the input, which are no grid")
+    grid, order = found
+    return grid, np.concatenate([np.flatnonzero(~reached), patches[order]])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stage:
+    """Tokens or a feature map that all relevance passes through.
+
+    Attributes:
+        variable: of the program.
+        grid: its rows and columns; or its tokens.
+        axes: of the variable, those of the grid.
+        order: the places of the grid's cells, row by row, along these axes in one.
+    """
+
+    variable: Variable
+    grid: tuple[int, ...]
+    axes: tuple[int, ...]
+    order: np.ndarray
+
+    def map(self, relevance: Array) -> Array:
+        """Relevance of the variable, summed over all but the grid."""
+        rest = [i for i in range(relevance.ndim) if i not in self.axes]
+        cells = relevance.transpose([*self.axes, *rest]).reshape(-1, *(relevance.shape[i] for i in rest))
+        return cells.reshape(len(cells), -1).sum(axis=1)[self.order].reshape(self.grid)
+
+
+def stages(program: Recognised, example: int, axes: int) -> list[Stage]:
+    """The last variable of each resolution that all paths from the example to the output pass through.
+
+    Args:
+        program: the program.
+        example: which of its inputs is the example.
+        axes: 2 for an image, 1 for a sequence.
+
+    Returns:
+        The stages, from the example on.
+    """
+    moved = {program.inputs[example]}
+    for step in program.steps:
+        active = [v for v in step.inputs if v.active]
+        if active and step.operation is not None and step.operation.name == "move" and moved.issuperset(active):
+            moved.update(step.outputs)
+    through = [variable for variable in cut_points(program) if variable not in moved]
+    first: dict[tuple[int, ...], Variable] = {}
+    for variable in through:
+        if len(variable.shape) > 1 + axes // 2 and variable.size > variable.shape[-1]:
+            first.setdefault(variable.shape, variable)
+    last = {variable.shape: variable for variable in through}
+    found: list[Stage] = []
+    tolerance = _tolerance(program, example)
+    for (shape, variable), (reached, centre) in zip(
+        first.items(), centres(program, example, list(first.values()), axes), strict=True
+    ):
+        if not reached.any():
+            continue
+        varying = tuple(i for i in range(len(shape)) if np.nan_to_num(np.ptp(centre, axis=i + 1)).max() > tolerance)
+        rest = tuple(i for i in range(len(shape)) if i not in varying)
+        if not varying:
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # of the mean of nothing
+            places = np.nanmean(centre, axis=tuple(i + 1 for i in rest)).reshape(axes, -1)
+        cells = np.flatnonzero(~np.isnan(places).any(axis=0))
+        grid = _grid(places[:, cells], tolerance)
+        if grid is not None:
+            found = [stage for stage in found if stage.grid != grid[0]]
+            found.append(Stage(last[shape], grid[0], varying, cells[grid[1]]))
+    return found
+
+
+def cut_points(program: Recognised) -> list[Variable]:
+    """The active variables that all paths from the example to the output pass through, in order."""
+    above: dict[Variable, Variable | None] = {v: None for v in program.inputs if v.active}
+    depth: dict[Variable | None, int] = {None: 0} | dict.fromkeys(above, 1)
+    for step in program.steps:
+        active = [v for v in dict.fromkeys(step.inputs) if v.active]
+        if not active or step.operation is None:
+            continue
+        common: Variable | None = active[0]
+        for other in active[1:]:
+            b: Variable | None = other
+            while common is not b:
+                if depth[common] < depth[b]:
+                    common, b = b, common
+                common = above[common]  # type: ignore[index]
+        for variable in step.outputs:
+            if variable.active:
+                above[variable], depth[variable] = common, depth[common] + 1
+    chain = []
+    variable: Variable | None = program.outputs[0]
+    while variable is not None:
+        chain.append(variable)
+        variable = above[variable]
+    return chain[::-1]
+
+
+def _tolerance(program: Recognised, example: int) -> float:
+    return 1e-3 * max(program.inputs[example].shape[1:])
+
+
+def _grid(places: np.ndarray, tolerance: float) -> tuple[tuple[int, ...], np.ndarray] | None:
+    """Rows and columns of positions ``[axes, n]``, and the order that puts them row by row; None: they are no grid."""
     lines = [_lines(p, tolerance) for p in places]
     grid = tuple(int(line.max()) + 1 for line in lines)
     order = np.ravel_multi_index(lines, grid)
     if len(order) != np.prod(grid) or len(set(order.tolist())) != len(order):
-        raise Unclear(f"{len(patches)} of {n} tokens are of parts of the input, which are no grid")
-    others = np.flatnonzero(~reached)
-    return grid, np.concatenate([others, patches[np.argsort(order)]])
+        return None
+    return grid, np.argsort(order)
 
 
 def _lines(positions: np.ndarray, tolerance: float) -> np.ndarray:

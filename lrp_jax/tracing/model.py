@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -102,6 +103,25 @@ class Traced(Checked):
         if self.order is not None:
             attention = attention[:, :, self.order[:, None], self.order]
         return logits.reshape(-1), attention
+
+    @functools.cached_property
+    def stages(self) -> list[layout.Stage]:
+        """Where all relevance passes through tokens or a feature map, one for each resolution."""
+        if self.embed is not None or not self.is_image:
+            return []
+        return layout.stages(self.program, len(self.program.inputs) - 1, 2)
+
+    def zeros_at_stages(self) -> tuple[Array, ...]:
+        """What is added at the stages, to read relevance there."""
+        return tuple(jnp.zeros(s.variable.shape, s.variable.dtype) for s in self.stages)
+
+    def forward_through_stages(
+        self, params: Params, image: Array, added: Sequence[Array], rules: Rules
+    ) -> tuple[Array, None]:
+        """The logits, after something is added at each stage."""
+        there = {stage.variable: x for stage, x in zip(self.stages, added, strict=True)}
+        (logits,), _ = run(self.program, rules, self._inputs(params, image), None, there)
+        return logits.reshape(-1), None
 
     def check(self, examples: Example) -> Example:
         """A batch of examples as arrays ``[B, ...]``, of the shapes and dtypes that the model was traced with."""
