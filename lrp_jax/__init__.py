@@ -5,7 +5,7 @@ Explaining: :func:`explain`, :func:`attention_signals`, :data:`METHODS`, :class:
 Models: :func:`trace`, of any function in JAX (:mod:`lrp_jax.tracing`); :class:`ViT`, :class:`ViTConfig`, :func:`load`, :func:`save`, :func:`convert`.
 Rules: :class:`Rules`, :data:`RULES`, :data:`GRADIENT`, :data:`CHEFER`, :func:`stable`, :data:`BASELINE`.
 Pictures: :func:`read_image`, :class:`Preprocessing`, :func:`preprocess`, :class:`Labels`, :func:`heatmaps`,
-:func:`overlay`, :func:`panel`.
+:func:`overlay`, :func:`panel`; :func:`show_tokens`.
 Evaluation: :mod:`lrp_jax.evaluate`, :mod:`lrp_jax.metrics`, and data with known masks, :mod:`lrp_jax.datasets`.
 """
 
@@ -18,6 +18,7 @@ from lrp_jax.model import Model
 from lrp_jax.pictures import Preprocessing, overlay, panel, preprocess, read_image
 from lrp_jax.rules import BASELINE, CHEFER, GRADIENT, RULES, Rules, stable
 from lrp_jax.signals import AttentionSignals, Explanation
+from lrp_jax.tokens import show_tokens
 from lrp_jax.tracing import trace
 from lrp_jax.version import __version__
 from lrp_jax.vit import ViT
@@ -53,6 +54,7 @@ __all__ = [
     "preprocess",
     "read_image",
     "save",
+    "show_tokens",
     "stable",
     "trace",
     "tracing",

@@ -26,7 +26,12 @@ class Collect(argparse.Action):
 
 def add_model(command: argparse.ArgumentParser) -> None:
     """``--model``."""
-    command.add_argument("--model", default="demo", help="'demo' or the path of a checkpoint (default: demo)")
+    command.add_argument(
+        "--model",
+        default="demo",
+        help="'demo', the path of a checkpoint, or package.module:function, which gives model, parameters, "
+        "preprocessing and labels (default: demo)",
+    )
 
 
 def add_method(command: argparse.ArgumentParser) -> None:

@@ -10,13 +10,13 @@ from typing import Any
 
 from lrp_jax.cli.arguments import Collect, add_batch_size, add_method, add_model, flag, positive
 from lrp_jax.cli.console import FAILED, print_table, progress, table
+from lrp_jax.cli.models import load_model
 from lrp_jax.datasets import Dataset, DigitDataset, ImageNetFolder, ImageNetSegmentation, MaskFolder, sees_scenes
 from lrp_jax.evaluate import PROTOCOLS, Protocol, Summary, draw_curves, draw_maps
 from lrp_jax.files import needs
 from lrp_jax.labels import Labels
 from lrp_jax.methods import METHODS
-from lrp_jax.vit_config import ViTConfig
-from lrp_jax.weights import load
+from lrp_jax.pictures import Preprocessing
 
 
 def add(commands: Any) -> None:
@@ -79,8 +79,9 @@ def _add_protocol(protocols: Any, protocol: Protocol) -> None:
 def run(options: argparse.Namespace) -> int:
     """Evaluate, print the figures, draw."""
     protocol: Protocol = options.protocol
-    model, params = load(options.model)
-    dataset = _dataset(options, model.config)
+    model, params, preprocessing, labels = load_model(options.model)
+    dataset = _dataset(options, preprocessing, labels)
+    told = {"preprocessing": preprocessing, "labels": labels}
     folder = options.output or Path("lrp_jax_results") / f"{protocol.name}-{options.method}"
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output must be a folder, {folder} is a file.")
@@ -95,17 +96,18 @@ def run(options: argparse.Namespace) -> int:
             dataset,
             folder,
             **explained,
+            **told,
             batch_size=min(options.batch_size, len(dataset)),
             correct_only=options.correct_only,
             progress=lambda done, _: advance(done),
             **options.protocol_options,
         )
-    _print_summary(summary, dataset, model.config)
+    _print_summary(summary, dataset, labels)
     if protocol.curves:
         draw_curves(summary, folder / "curves.png")
     maps = folder / "maps.png"
     if not begun or not maps.exists():
-        draw_maps(model, params, dataset, maps, **explained)
+        draw_maps(model, params, dataset, maps, **explained, **told)
     print(f"{summary.images} images, {options.method}: {folder}")
     return _tell_skipped(summary, len(dataset))
 
@@ -135,9 +137,9 @@ def _tell_skipped(summary: Summary, total: int) -> int:
     return FAILED if summary.skipped else 0
 
 
-def _dataset(options: argparse.Namespace, config: ViTConfig) -> Dataset:
+def _dataset(options: argparse.Namespace, preprocessing: Preprocessing, labels: Labels) -> Dataset:
     if options.dataset == "digits":
-        if not sees_scenes(config, config):
+        if not sees_scenes(preprocessing, labels):
             raise ValueError("--dataset digits is for models of digit scenes, such as 'demo'; give another --dataset.")
         if options.labels or options.crop:
             raise ValueError("--labels and --crop are for folders of pictures; give a --dataset.")
@@ -145,10 +147,12 @@ def _dataset(options: argparse.Namespace, config: ViTConfig) -> Dataset:
     path = Path(options.dataset)
     if "masks" in options.protocol.needs:
         masked = ImageNetSegmentation if path.suffix == ".mat" else MaskFolder
-        return masked(path, config, images=options.images)
+        return masked(path, preprocessing, images=options.images)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        folder = ImageNetFolder(path, config, labels=options.labels, images=options.images, squash=not options.crop)
+        folder = ImageNetFolder(
+            path, preprocessing, labels, labels=options.labels, images=options.images, squash=not options.crop
+        )
     for warning in caught:
         print(f"lrp-jax: warning: {warning.message}", file=sys.stderr)
     print(folder.note)

@@ -24,14 +24,13 @@ from rich.table import Table
 from lrp_jax.attribution import explain
 from lrp_jax.cli.arguments import add_batch_size, add_method, add_model, positive
 from lrp_jax.cli.console import FAILED, one_line, print_table, progress, table
+from lrp_jax.cli.models import load_model
 from lrp_jax.datasets import pictures_in
 from lrp_jax.files import DATA, replacing
 from lrp_jax.labels import Caption, Labels, Vocabulary
 from lrp_jax.methods import METHODS
-from lrp_jax.model import classify
+from lrp_jax.model import Model, Params, classify
 from lrp_jax.pictures import Preprocessing, crop, panel, read_image
-from lrp_jax.vit import Params, ViT
-from lrp_jax.weights import load
 
 _EXAMPLES = DATA / "examples"
 
@@ -74,20 +73,22 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Explain the pictures, batch by batch; those that cannot be are named."""
-    model, params = load(options.model)
-    explained = _compiled(model, options)
+    model, params, preprocessing, labels = load_model(options.model)
+    if options.method_options.get("stages"):
+        raise ValueError("--stages gives maps of several sizes, which are no panel: use it in Python.")
+    explained = _compiled(model, labels, options)
     paths = _pictures(options.images or [_EXAMPLES])
     panels = _panels(paths, options.output)
     size = min(options.batch_size, len(paths))
-    shape = (size, *model.config.image_shape)
+    shape = (size, *preprocessing.image_shape)
     jax.eval_shape(explained, params, jax.ShapeDtypeStruct(shape, jnp.float32))  # the method's own word on its options
     if options.output.exists() and not options.output.is_dir():
         raise ValueError(f"--output must be a folder, {options.output} is a file.")
     options.output.mkdir(parents=True, exist_ok=True)
 
-    score = "probability" if model.config.has_probabilities else "output"
+    score = "probability" if labels.has_probabilities else "output"
     rows = table("image", "class", "logit" if options.contrast or options.negate else score, "panel")
-    write = partial(_write, labels=model.config, signed=METHODS[options.method].signed, npz=options.npz)
+    write = partial(_write, labels=labels, signed=METHODS[options.method].signed, npz=options.npz)
     skipped = []
     with progress("explaining", len(paths), hidden=len(paths) == size) as (advance, errors):
 
@@ -96,11 +97,11 @@ def run(options: argparse.Namespace) -> int:
             errors.print(f"lrp-jax: skipped: {one_line(error)}", markup=False)
 
         for start in range(0, len(paths), size):
-            pictures = _read(paths[start : start + size], model.config, skip)
+            pictures = _read(paths[start : start + size], preprocessing, skip)
             if pictures:
                 images = np.zeros(shape, np.float32)  # every batch has one size, so that one compilation serves all
                 for b, picture in enumerate(pictures.values()):
-                    images[b] = model.config.image(picture)
+                    images[b] = preprocessing.image(picture)
                 results = jax.tree.map(np.asarray, explained(params, images))
                 for b, (path, picture) in enumerate(pictures.items()):
                     try:
@@ -149,18 +150,20 @@ def _add_rows(rows: Table, path: Path, panel: Path, captions: Sequence[Caption])
         rows.add_row(names[0], caption.name, f"{caption.score:.4f}", names[1])
 
 
-def _compiled(model: ViT, options: argparse.Namespace) -> Callable[[Params, ArrayLike], dict[str, Array]]:
+def _compiled(
+    model: Model, labels: Labels, options: argparse.Namespace
+) -> Callable[[Params, ArrayLike], dict[str, Array]]:
     """The function from parameters and images to what is written for them."""
-    config, settings, vocabulary = model.config, options.method_options, Vocabulary(model.config)
+    settings, vocabulary = options.method_options, Vocabulary(labels)
     classes = list(dict.fromkeys(_class_index("--target", word, vocabulary) for word in options.target or ()))
     contrasts = [[_class_index("--contrast", word, vocabulary) for word in words] for words in options.contrast or ()]
     for (first, second), words in zip(contrasts, options.contrast or (), strict=True):
         if first == second:
             raise ValueError(f"--contrast must name two classes, got {words[0]!r} and {words[1]!r}.")
-    count = options.top_k or min(2, config.num_classes)
-    if count > config.num_classes:
-        raise ValueError(f"--top-k must be at most the model's {config.num_classes} classes, got {count}.")
-    one_hot = np.eye(config.num_classes, dtype=np.float32)
+    count = options.top_k or min(2, labels.num_classes)
+    if count > labels.num_classes:
+        raise ValueError(f"--top-k must be at most the model's {labels.num_classes} classes, got {count}.")
+    one_hot = np.eye(labels.num_classes, dtype=np.float32)
     sign = -1 if options.negate else 1
     firsts, seconds = np.array(contrasts, int).reshape(-1, 2).T
     differences = one_hot[firsts] - one_hot[seconds]
@@ -175,12 +178,12 @@ def _compiled(model: ViT, options: argparse.Namespace) -> Callable[[Params, Arra
         if not contrasts and not options.negate:
             return targets
         others = jnp.broadcast_to(differences, (len(images), *differences.shape))
-        return sign * jnp.concatenate([jax.nn.one_hot(targets, config.num_classes, dtype=jnp.float32), others], axis=1)
+        return sign * jnp.concatenate([jax.nn.one_hot(targets, labels.num_classes, dtype=jnp.float32), others], axis=1)
 
     @jax.jit
     def run(params: Params, images: Array) -> dict[str, Array]:
         explanation = explain(model, params, images, targets_of(params, images), method=options.method, **settings)
-        chances = {"probabilities": config.probabilities(explanation.logits)} if config.has_probabilities else {}
+        chances = {"probabilities": labels.probabilities(explanation.logits)} if labels.has_probabilities else {}
         return dataclasses.asdict(explanation) | chances
 
     return run

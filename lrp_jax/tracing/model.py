@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -56,6 +57,7 @@ class Traced(Checked):
         example_structure: of the example.
         explained: which leaf of the example is explained.
         order: the places of its tokens in the program, the prefix first; None: they are in order.
+        jaxpr: of the function.
     """
 
     grid: tuple[int, ...]
@@ -67,6 +69,7 @@ class Traced(Checked):
     example_structure: Any
     explained: int
     order: np.ndarray | None
+    jaxpr: Any
 
     @property
     def is_image(self) -> bool:
@@ -156,7 +159,16 @@ class Traced(Checked):
             lines.append(f"grid {' x '.join(map(str, self.grid))}, {prefix} other tokens, readout: {self._readout()}")
         return "\n".join([*lines, "", report.table(self.program)])
 
-    __repr__ = __str__
+    def __repr__(self) -> str:
+        return f"Traced({self.fingerprint})"
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Of the function that was traced: functions that compute different things have different ones."""
+        digest = hashlib.sha256(str(self.jaxpr).encode())
+        for constant in self.jaxpr.consts:
+            digest.update(np.ascontiguousarray(constant).tobytes())
+        return digest.hexdigest()[:16]
 
     def _readout(self) -> str:
         if self.readout is None:
@@ -256,7 +268,8 @@ def trace(
         found = apply(jax.tree.unflatten(structure, leaves), jax.tree.unflatten(example_structure, example))
         return _logits(found, position)
 
-    program = flatten(jax.make_jaxpr(function)(shapes, one), may_be_whole)
+    jaxpr = jax.make_jaxpr(function)(shapes, one)
+    program = flatten(jaxpr, may_be_whole)
     place = len(leaves) + explained
     embed = None
     if jnp.issubdtype(example[explained].dtype, jnp.integer):
@@ -284,6 +297,7 @@ def trace(
         params_structure=structure,
         example_structure=example_structure,
         explained=explained,
+        jaxpr=jaxpr,
     )
 
 

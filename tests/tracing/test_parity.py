@@ -1,0 +1,185 @@
+"""One model, however it is written, has one map: that of the library's own ViT."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import small_model
+from plain_vit import Plain, ways
+
+import lrp_jax
+
+FIELDS = {"image_size": (8, 12), "patch_size": 4, "width": 8, "depth": 3, "num_heads": 2, "mlp_dim": 16}
+TARGETS = np.array([[0, 2], [1, 1]])
+WAYS = [way for way in ways(0, 24) if way.get("heads") != "library"]
+
+
+@pytest.fixture(autouse=True)
+def _as_users():
+    """The models are written as users write them."""
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def images(n=2, dtype=jnp.float64):
+    return jax.random.normal(jax.random.key(2), (n, 8, 12, 3), dtype)
+
+
+@functools.cache
+def expected(method, **options):
+    model, params = small_model(num_classes=3, **FIELDS)
+    return lrp_jax.explain(model, params, images(), TARGETS, method=method, **options)
+
+
+def assert_same(found, expected, tolerance=1e-10):
+    np.testing.assert_allclose(found.logits, expected.logits, rtol=tolerance, atol=tolerance)
+    largest = np.abs(expected.relevance).max()
+    np.testing.assert_allclose(found.relevance, expected.relevance, rtol=0, atol=tolerance * largest)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: ", ".join(map(str, way.values())) or "as it is")
+def test_every_way_to_write_it_has_one_map(way):
+    model, params = small_model(num_classes=3, **FIELDS)
+    traced = lrp_jax.trace(Plain(model.config, **way), params, images())
+    assert traced.grid == (2, 3)
+    assert traced.readout.tolist() == [1, *[0] * 6]
+    for method in ("transformer_attribution", "full_lrp"):
+        found = lrp_jax.explain(traced, params, images(), TARGETS, method=method, rules="stable")
+        assert_same(found, expected(method, rules="stable"))
+
+
+def test_attention_of_the_library_of_jax():
+    """It computes in float32."""
+    model, params = small_model(num_classes=3, **FIELDS)
+    traced = lrp_jax.trace(Plain(model.config, heads="library"), params, images())
+    assert_same(lrp_jax.explain(traced, params, images(), TARGETS), expected("transformer_attribution"), 1e-5)
+
+
+@pytest.mark.parametrize("method", lrp_jax.METHODS)
+def test_every_method_takes_it(method):
+    model, params = small_model(num_classes=3, **FIELDS)
+    options = {"smoothgrad": {"samples": 2}, "integrated_gradients": {"steps": 2}, "rise": {"masks": 3}}.get(method, {})
+    traced = lrp_jax.trace(Plain(model.config), params, images())
+    found = lrp_jax.explain(traced, params, images(), TARGETS, method=method, **options)
+    assert_same(found, expected(method, **options))
+
+
+READOUTS = {
+    "class": {},
+    "registers": {"prefix_tokens": 4, "readout": "class"},
+    "distilled": {"prefix_tokens": 2, "readout": "distilled"},
+    "mean": {"prefix_tokens": 3, "readout": "mean"},
+    "no prefix": {"prefix_tokens": 0, "readout": "mean", "norm_after_readout": True},
+    "class and mean": {"readout": "class_mean", "norm_after_readout": True},
+    "attention": {"prefix_tokens": 0, "readout": "attention"},
+    "gated": {"swiglu": True, "pre_norm": True},
+}
+
+
+@pytest.mark.parametrize("rules", lrp_jax.RULES)
+@pytest.mark.parametrize("fields", READOUTS.values(), ids=READOUTS)
+def test_a_traced_vit_is_the_vit(fields, rules):
+    model, params = small_model(num_classes=3, **FIELDS | fields)
+    traced = lrp_jax.trace(
+        lambda p, x: jax.vmap(lambda image: model.apply({"params": p}, image)[0])(x), params, images()
+    )
+    assert traced.grid == model.grid
+    if model.readout is None:
+        assert traced.readout is None
+    else:
+        np.testing.assert_allclose(traced.readout, model.readout, rtol=1e-15)
+    for method, options in (("transformer_attribution", {"start_layer": 1}), ("full_lrp", {})):
+        a, b = (
+            lrp_jax.explain(m, params, images(), TARGETS, method=method, rules=rules, **options)
+            for m in (traced, model)
+        )
+        assert_same(a, b)
+
+
+def test_signals_are_those_of_the_vit():
+    model, params = small_model(num_classes=3, **FIELDS)
+    traced = lrp_jax.trace(Plain(model.config), params, images())
+    found, wanted = (lrp_jax.attention_signals(m, params, images(), TARGETS) for m in (traced, model))
+    for name in ("attention", "gradient", "relevance"):
+        a, b = getattr(found, name), getattr(wanted, name)
+        # What the last block computes of tokens that nobody reads has none.
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-10 * np.abs(b).max())
+
+
+def test_other_parameters_batches_and_transforms():
+    """One trace serves any parameters of the shapes; maps can be jitted, mapped and differentiated."""
+    model, params = small_model(num_classes=3, **FIELDS)
+    traced = lrp_jax.trace(Plain(model.config), params, images(1))
+    others = jax.tree.map(lambda p: p * 0.9 + 0.01, params)
+    a, b = (lrp_jax.explain(m, others, images(5)) for m in (traced, model))
+    assert_same(a, b)
+    jitted = jax.jit(lambda p, x: lrp_jax.explain(traced, p, x).relevance)(others, images(5))
+    np.testing.assert_allclose(jitted, b.relevance, rtol=0, atol=1e-10 * np.abs(b.relevance).max())
+    many = jax.tree.map(lambda p, q: jnp.stack([p, q]), params, others)
+    mapped = jax.vmap(lambda p: lrp_jax.explain(traced, p, images(5)).relevance)(many)
+    np.testing.assert_allclose(mapped[1], b.relevance, rtol=0, atol=1e-10 * np.abs(b.relevance).max())
+
+    def total(m):
+        return jax.grad(lambda p: (lrp_jax.explain(m, p, images(), TARGETS).relevance ** 2).sum())(params)
+
+    for g, h in zip(jax.tree.leaves(total(traced)), jax.tree.leaves(total(model)), strict=True):
+        np.testing.assert_allclose(g, h, rtol=0, atol=1e-8 * max(np.abs(h).max(), 1e-8))
+
+
+class Listed(Plain):
+    """Blocks that have parameters of their own each, one after the other."""
+
+    def encode(self, blocks, x):
+        for block in blocks:
+            x = self.block(block, x)
+        return x
+
+
+def test_repeated_blocks_are_rolled_into_one_loop():
+    model, params = small_model(num_classes=3, **FIELDS | {"depth": 5})
+    listed = dict(params, blocks=[jax.tree.map(lambda p, i=i: p[i], params["blocks"]) for i in range(5)])
+    traced = lrp_jax.trace(Listed(model.config), listed, images())
+    assert [line.times for line in traced.report() if line.operation == "softmax"] == [5]
+    for method in ("transformer_attribution", "full_lrp"):
+        for start in (0, 2, 4) if method == "transformer_attribution" else (None,):
+            options = {} if start is None else {"start_layer": start}
+            a = lrp_jax.explain(traced, listed, images(), TARGETS, method=method, **options)
+            assert_same(a, lrp_jax.explain(model, params, images(), TARGETS, method=method, **options))
+
+
+def permuted(way):
+    """The model with its tokens in another order, class token last, and what its parameters are."""
+    model, params = small_model(num_classes=3, **FIELDS)
+    order = {"last": np.r_[1:7, 0], "columns": np.r_[0, 1 + np.arange(6).reshape(2, 3).T.reshape(-1)]}[way]
+
+    class Permuted(Plain):
+        def embed(self, params, images):
+            return super().embed(params, images)[:, order]
+
+        def run(self, params, images):
+            x = self.encode(params["blocks"], self.embed(params, images))
+            x = self.normalise(params["norm"], x, self.config.final_norm_epsilon)
+            return self.dense(params["head"], x[:, int(np.flatnonzero(order == 0)[0])])
+
+    return Permuted(model.config), params
+
+
+@pytest.mark.parametrize("way", ["last", "columns"])
+def test_tokens_stand_in_any_order(way):
+    apply, params = permuted(way)
+    traced = lrp_jax.trace(apply, params, images())
+    assert traced.readout.tolist() == [1, *[0] * 6]
+    for method in ("transformer_attribution", "raw_attention", "attention_rollout"):
+        assert_same(lrp_jax.explain(traced, params, images(), TARGETS, method=method), expected(method))
+
+
+def test_a_shifted_image_has_a_shifted_map():
+    """Of a model without positions, by one patch, around the edge."""
+    model, params = small_model(num_classes=3, **FIELDS)
+    params = params | {"pos_embed": jnp.zeros_like(params["pos_embed"])}
+    traced = lrp_jax.trace(Plain(model.config), params, images())
+    a = lrp_jax.explain(traced, params, images(), TARGETS)
+    b = lrp_jax.explain(traced, params, jnp.roll(images(), 4, axis=2), TARGETS)
+    np.testing.assert_allclose(b.relevance, jnp.roll(a.relevance, 1, axis=3), rtol=1e-9, atol=1e-12)
