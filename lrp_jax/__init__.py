@@ -2,7 +2,8 @@
 
 Explaining: :func:`explain`, :func:`attention_signals`, :data:`METHODS`, :class:`Method`,
 :class:`Explanation`, :class:`AttentionSignals`, :class:`Model`.
-Models: :func:`trace`, of any function in JAX (:mod:`lrp_jax.tracing`); :class:`ViT`, :class:`ViTConfig`, :func:`load`, :func:`save`, :func:`convert`.
+Models: :func:`trace`, of any function in JAX (:mod:`lrp_jax.tracing`);
+:class:`ViT`, :class:`ViTConfig`, :func:`load`, :func:`save`, :func:`convert`.
 Rules: :class:`Rules`, :data:`RULES`, :data:`GRADIENT`, :data:`CHEFER`, :func:`stable`, :data:`BASELINE`.
 Pictures: :func:`read_image`, :class:`Preprocessing`, :func:`preprocess`, :class:`Labels`, :func:`heatmaps`,
 :func:`overlay`, :func:`panel`; :func:`show_tokens`.

@@ -164,8 +164,7 @@ def _check(model: Model, params: Params, images: Any, targets: ArrayLike | None)
         )
     if len(targets) != batch or targets.size == 0:
         raise ValueError(
-            f"targets must be [B], [B, K] or [B, K, C] for {batch} images, K at least 1; got the shape "
-            f"{targets.shape}."
+            f"targets must be [B], [B, K] or [B, K, C] for {batch} images, K at least 1; got the shape {targets.shape}."
         )
     example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), images)
     classes = number_of_classes(model, params, example)

@@ -81,14 +81,14 @@ def run(options: argparse.Namespace) -> int:
     protocol: Protocol = options.protocol
     model, params, preprocessing, labels = load_model(options.model)
     dataset = _dataset(options, preprocessing, labels)
-    told = {"preprocessing": preprocessing, "labels": labels}
+    told: dict[str, Any] = {"preprocessing": preprocessing, "labels": labels}
     folder = options.output or Path("lrp_jax_results") / f"{protocol.name}-{options.method}"
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output must be a folder, {folder} is a file.")
     if protocol.curves:
         needs("matplotlib.figure", extra="evaluate")  # now, not at the end
     begun = (folder / "settings.json").exists()
-    explained = {"method": options.method, "options": options.method_options}
+    explained: dict[str, Any] = {"method": options.method, "options": options.method_options}
     with progress(protocol.name, len(dataset)) as (advance, _):
         summary = protocol(
             model,

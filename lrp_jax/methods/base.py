@@ -178,7 +178,9 @@ def sizes(name: str, value: Any, default: tuple[int, ...]) -> tuple[int, ...]:
     n = len(default)
     found = default if value is None else value if isinstance(value, tuple) and len(value) == n else (value,) * n
     if not all(is_integer(v) and v >= 1 for v in found):
-        raise ValueError(f"{name} must be {'one integer' if n == 1 else 'one or two integers'} of at least 1, got {value!r}.")
+        raise ValueError(
+            f"{name} must be {'one integer' if n == 1 else 'one or two integers'} of at least 1, got {value!r}."
+        )
     return found
 
 

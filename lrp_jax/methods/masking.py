@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Literal, get_args
 
@@ -44,28 +45,29 @@ def occlusion(
     check_counts(chunk=chunk)
     size = image.shape[:-1]
     patch = tuple(max(s // g, 1) for s, g in zip(size, model.grid, strict=True))
-    # A token is a patch already.
-    window = sizes("window", window, patch if len(size) == 1 else tuple(min(2 * p, s) for p, s in zip(patch, size, strict=True)))
-    stride = sizes("stride", stride, patch)
-    if any(w > s for w, s in zip(window, size, strict=True)) or any(w < s for w, s in zip(window, stride, strict=True)):
-        raise ValueError(f"window must be at most the image, {size}, and at least the stride, {stride}; got {window}.")
+    default = patch if len(size) == 1 else tuple(min(2 * p, s) for p, s in zip(patch, size, strict=True))
+    windows, strides = sizes("window", window, default), sizes("stride", stride, patch)  # a token is a patch already
+    if any(w > s or w < d for w, s, d in zip(windows, size, strides, strict=True)):
+        raise ValueError(
+            f"window must be at most the image, {size}, and at least the stride, {strides}; got {windows}."
+        )
     base = colour(baseline, image)
     logits = classify(model, params, image).logits
     targets = predicted(logits, targets)
     weights = directions(targets, logits)
     # Windows that reach over the edge are cut there.
-    starts = [np.arange(math.ceil((s - w) / d) + 1) * d for s, w, d in zip(size, window, stride, strict=True)]
+    starts = [np.arange(math.ceil((s - w) / d) + 1) * d for s, w, d in zip(size, windows, strides, strict=True)]
     corners = np.stack(np.meshgrid(*starts, indexing="ij"), axis=-1).reshape(-1, len(size))
 
     def fall(corner: Array) -> Array:
-        places = jnp.stack(jnp.meshgrid(*map(jnp.arange, size), indexing="ij"), axis=-1)
-        covered = ((places >= corner[None]) & (places < corner[None] + jnp.asarray(window)[None])).all(axis=-1)
+        inside = [(jnp.arange(s) >= c) & (jnp.arange(s) < c + w) for s, c, w in zip(size, corner, windows, strict=True)]
+        covered = functools.reduce(jnp.logical_and, jnp.meshgrid(*inside, indexing="ij"))
         difference = weights @ (logits - classify(model, params, jnp.where(covered[..., None], base, image)).logits)
         # The last map counts the windows.
         return jnp.multiply.outer(jnp.append(difference, jnp.ones((), logits.dtype)), covered.astype(logits.dtype))
 
-    *falls, windows = weighted_sum(fall, jnp.asarray(corners), np.ones(len(corners)), chunk)
-    return Explanation(logits, targets, jnp.stack(falls) / windows[None])
+    *falls, covering = weighted_sum(fall, jnp.asarray(corners), np.ones(len(corners)), chunk)
+    return Explanation(logits, targets, jnp.stack(falls) / covering[None])
 
 
 @register(class_specific=True, resolution="pixel", reference="Petsiuk et al. 2018, equation 6")

@@ -95,7 +95,6 @@ def rule(primal: Callable[..., Array | tuple[Array, Array]]) -> Callable[[Callab
     Returns:
         The decorator. It turns the equation into an operation with the values of ``primal``.
     """
-
     shared = keywords(primal)
 
     def decorate(equation: Callable[..., Any]) -> Operation:
@@ -105,7 +104,7 @@ def rule(primal: Callable[..., Array | tuple[Array, Array]]) -> Callable[[Callab
         def operation(*inputs: Any, **options: Any) -> Array:
             is_array = [isinstance(x, Array) for x in inputs]
             of_primal = {name: option for name, option in options.items() if name in shared}
-            if None not in known and not known.keys() >= options.keys():
+            if None not in known and not known >= options.keys():
                 raise ValueError(
                     f"the rule {equation.__name__} does not know {', '.join(options.keys() - known)}: give it such a "
                     "keyword argument, or use another rule set."
@@ -134,11 +133,11 @@ def rule(primal: Callable[..., Array | tuple[Array, Array]]) -> Callable[[Callab
     return decorate
 
 
-def keywords(function: Callable[..., Any]) -> dict[str | None, Any]:
+def keywords(function: Callable[..., Any]) -> set[str | None]:
     """The keyword-only arguments of a function; None among them if it takes any."""
     parameters = inspect.signature(function).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY} | {
-        None: p for p in parameters if p.kind is p.VAR_KEYWORD
+    return {
+        None if p.kind is p.VAR_KEYWORD else p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD)
     }
 
 
@@ -172,9 +171,7 @@ def stable_divide(r: Array, z: Array, magnitude: Array, epsilon: float) -> Array
 # The ordinary operations.
 
 
-def product(
-    x: Array, kernel: Array, bias: Array | None, *, product: Product = jnp.matmul
-) -> tuple[Array, Array]:
+def product(x: Array, kernel: Array, bias: Array | None, *, product: Product = jnp.matmul) -> tuple[Array, Array]:
     """The value of ``dense``, and the product without the bias: in rules that divide by it the bias takes no part."""
     z = product(x, kernel)
     return (z if bias is None else z + jnp.broadcast_to(bias, z.shape)), z

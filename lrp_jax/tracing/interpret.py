@@ -13,7 +13,7 @@ from jax import Array
 
 from lrp_jax.rules import Rules
 from lrp_jax.tracing.program import Variable
-from lrp_jax.tracing.recognise import Choice, Loop, Recognised, Site
+from lrp_jax.tracing.steps import Choice, Loop, Recognised, Site
 
 
 def run(
@@ -70,14 +70,13 @@ def run(
                 r if r.dtype == v.dtype else r.astype(v.dtype) for r, v in zip(results, step.outputs, strict=True)
             ]
         known |= zip(step.outputs, results, strict=True)
-        for variable in step.outputs if added else ():
-            if variable in added:
-                known[variable] = known[variable] + added[variable]
+        if added:
+            known |= {v: known[v] + added[v] for v in step.outputs if v in added}
     return [read(v) for v in program.outputs], attention
 
 
 def _loop(step: Loop, rules: Rules, inputs: list[Any], taps: Array | None) -> tuple[list[Any], list[Array]]:
-    """A scan; the first times without taps, if only the last have them. Its backward pass recomputes all but products."""
+    """A scan; the first times without taps, if only the last have them. Going back recomputes all but products."""
     consts, carry = step.consts, step.carry
     fixed, carried, given = inputs[:consts], inputs[consts : consts + carry], inputs[consts + carry :]
     sites = step.body.sites

@@ -18,10 +18,10 @@ import numpy as np
 from jax import Array
 
 from lrp_jax.rules import Rules
-from lrp_jax.tracing import operations
+from lrp_jax.tracing import products
 from lrp_jax.tracing.interpret import run
 from lrp_jax.tracing.program import Variable
-from lrp_jax.tracing.recognise import Loop, Recognised, Site, Step
+from lrp_jax.tracing.steps import Loop, Recognised, Site, Step
 
 
 def _dense(x: Array, kernel: Array, bias: Any, *, product: Any = jnp.matmul) -> Array:
@@ -56,7 +56,7 @@ MIXTURE = Rules(
 )
 
 
-class Unclear(Exception):
+class UnclearError(Exception):
     """The layout cannot be told, and why.
 
     Attributes:
@@ -79,11 +79,11 @@ def value_at(program: Recognised, values: Sequence[Any], variable: Variable) -> 
             given = run(part, MIXTURE, values, None)[0]
             fixed = step.consts + step.carry
             return value_at(step.body, [*given[:fixed], *(x[0] for x in given[fixed:])], variable)
-    return values[program.inputs.index(variable)]  # type: ignore[no-any-return]
+    return values[program.inputs.index(variable)]
 
 
 def rest_from(program: Recognised, variable: Variable, value: Array) -> list[Any]:
-    """What a program gives if a variable has a value, the last time that it is computed, and all else that is active is 0."""
+    """What a program gives if a variable has a value, the last time that it is computed, and all else is 0."""
     for i, step in enumerate(program.steps):
         inside = isinstance(step, Loop) and _contains(step.body, variable)
         if variable not in step.outputs and not inside:
@@ -157,26 +157,28 @@ def tokens(program: Recognised, example: int, site: Site, axes: int) -> tuple[tu
         patches row by row.
 
     Raises:
-        Unclear: they are no grid, or attend in windows.
+        UnclearError: they are no grid, or attend in windows.
     """
     values = site.product.inputs[site.values]
-    _, contracted, _ = operations.axes(site.product, site.values)
+    _, contracted, _ = products.axes(site.product, site.values)
     key = next(i for i in contracted if values.shape[i] > 1) if values.size > 1 else contracted[-1]
     ((reached, centre),) = centres(program, example, [values], axes)
     n = values.shape[key]
-    reached = np.moveaxis(reached, key, 0).reshape(n, -1).any(axis=1)
+    reached = np.asarray(np.moveaxis(reached, key, 0).reshape(n, -1).any(axis=1))
     centre = np.moveaxis(centre, key + 1, 1).reshape(axes, n, -1)
     patches = np.flatnonzero(reached)
     places = centre[:, patches]
     if not patches.size:
-        raise Unclear("no token is of a part of the input")
+        raise UnclearError("no token is of a part of the input")
     spread = np.nanmax(places, axis=2) - np.nanmin(places, axis=2)
     tolerance = _tolerance(program, example)
     if spread.max() > tolerance:
-        raise Unclear(f"attention of {n} tokens is within windows or along an axis, not of all with all", is_local=True)
+        raise UnclearError(
+            f"attention of {n} tokens is within windows or along an axis, not of all with all", is_local=True
+        )
     found = _grid(np.nanmean(places, axis=2), tolerance)
     if found is None:
-        raise Unclear(f"{len(patches)} of {n} tokens are of parts of the input, which are no grid")
+        raise UnclearError(f"{len(patches)} of {n} tokens are of parts of the input, which are no grid")
     grid, order = found
     return grid, np.concatenate([np.flatnonzero(~reached), patches[order]])
 
@@ -228,9 +230,7 @@ def stages(program: Recognised, example: int, axes: int) -> list[Stage]:
     last = {variable.shape: variable for variable in through}
     found: list[Stage] = []
     tolerance = _tolerance(program, example)
-    for (shape, variable), (reached, centre) in zip(
-        first.items(), centres(program, example, list(first.values()), axes), strict=True
-    ):
+    for shape, (reached, centre) in zip(first, centres(program, example, list(first.values()), axes), strict=True):
         if not reached.any():
             continue
         varying = tuple(i for i in range(len(shape)) if np.nan_to_num(np.ptp(centre, axis=i + 1)).max() > tolerance)
@@ -267,10 +267,10 @@ def cut_points(program: Recognised) -> list[Variable]:
             if variable.active:
                 above[variable], depth[variable] = common, depth[common] + 1
     chain = []
-    variable: Variable | None = program.outputs[0]
-    while variable is not None:
-        chain.append(variable)
-        variable = above[variable]
+    last: Variable | None = program.outputs[0]
+    while last is not None:
+        chain.append(last)
+        last = above[last]
     return chain[::-1]
 
 
@@ -308,19 +308,19 @@ def readout(program: Recognised, site: Site) -> np.ndarray | None:
         Weights, in the order of the program's tokens.
 
     Raises:
-        Unclear: it is neither.
+        UnclearError: it is neither.
     """
     attention = site.inputs[0]
     n = attention.shape[site.key]
     queries = 1 if site.query is None else attention.shape[site.query]
     if site.learned and queries == 1:
         return None
-    if queries != n:
-        raise Unclear(f"the last attention is of {queries} queries over {n} tokens")
+    if queries != n or site.query is None:
+        raise UnclearError(f"the last attention is of {queries} queries over {n} tokens")
     product = site.product.outputs[0]
     side = 1 - site.values
-    place = operations.axes(site.product, side)[2].index(site.query)
-    axis = operations.free_axes(site.product, side)[place]
+    place = products.axes(site.product, side)[2].index(site.query)
+    axis = products.free_axes(site.product, side)[place]
 
     @jax.jit
     def weights() -> Array:
@@ -331,7 +331,7 @@ def readout(program: Recognised, site: Site) -> np.ndarray | None:
 
     found = np.asarray(weights(), np.float64)
     if not found.max() > 0:
-        raise Unclear("no token of the last attention is read")
+        raise UnclearError("no token of the last attention is read")
     start = site.rows[0] if site.rows else 0
     whole = np.zeros(n)
     whole[start : start + len(found)] = found / found.max()

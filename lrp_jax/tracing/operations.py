@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -18,7 +17,7 @@ import numpy as np
 from jax import Array
 
 from lrp_jax.rules import Rules
-from lrp_jax.tracing.program import Equation, Variable
+from lrp_jax.tracing.program import Equation
 from lrp_jax.tracing.units import ELEMENTWISE, MOVES, Unit
 
 
@@ -108,7 +107,9 @@ def applied(name: str, is_active: Sequence[bool], shape: tuple[int, ...], functi
     return Operation(name, run)
 
 
-@register(*MOVES, "max", "min", "reduce_max", "reduce_min", "reduce_window_max", "reduce_window_min", "cummax", "cummin")
+@register(
+    *MOVES, "max", "min", "reduce_max", "reduce_min", "reduce_window_max", "reduce_window_min", "cummax", "cummin"
+)
 def move(equation: Equation) -> Operation | None:
     """What moves values, or lets the largest through: relevance goes where they came from."""
     if equation.primitive in {"max", "min"} and len(equation.active) == 1:
@@ -172,142 +173,17 @@ def divide(equation: Equation) -> Operation | None:
     return function_of_one("activation", equation)
 
 
-@register("dot_general")
-def dot_general(equation: Equation) -> Operation | None:
-    """A product with parameters; of two activations, their product."""
-    if len(equation.active) == 2 or all(v.active for v in equation.inputs):
-        return as_matmul(equation)
-    return Operation("activation", partial(_scaled, equation)) if is_scale(equation) else Operation(
-        "dense", partial(_dense, "dense", equation)
-    )
-
-
-def is_scale(equation: Equation) -> bool:
-    """Whether a ``dot_general`` neither sums nor makes new values: a mask of heads, times the attention."""
-    if equation.primitive != "dot_general" or len(equation.active) != 1 or all(v.active for v in equation.inputs):
-        return False
-    side = [v.active for v in equation.inputs].index(False)
-    _, contracted, free = axes(equation, side)
-    return math.prod(_sizes(equation.inputs[side].shape, [*contracted, *free])) == 1
-
-
-def _scaled(equation: Equation, rules: Rules, *values: Array) -> Array:
-    first = [v.active for v in equation.inputs].index(True)
-
-    def scaled(x: Array, w: Array) -> Array:
-        x = jnp.broadcast_to(x, jnp.broadcast_shapes(x.shape, w.shape))
-        return rules.activation(lambda x, w: x * w, x, w)
-
-    return _product(equation, values, first, scaled)
-
-
-def as_matmul(equation: Equation) -> Operation:
-    """A ``dot_general`` as a product of two activations, though one is none: the scores of a learned query."""
-    return Operation("matmul", partial(_matmul, equation))
-
-
-def as_patch_embed(equation: Equation) -> Operation:
-    """The first product with parameters on the way from the pixels."""
-    if equation.primitive == "dot_general":
-        return Operation("patch_embed", partial(_dense, "patch_embed", equation))
-    return Operation("patch_embed", partial(_convolution, "patch_embed", equation))
-
-
-def free_axes(equation: Equation, side: int) -> range:
-    """The axes of a ``dot_general``'s result that are the free axes of one operand."""
-    batch, _, free = axes(equation, side)
-    start = len(batch) + (len(axes(equation, 0)[2]) if side else 0)
-    return range(start, start + len(free))
-
-
-def axes(equation: Equation, side: int) -> tuple[list[int], list[int], list[int]]:
-    """The batch, contracted and free axes of one operand of a ``dot_general``."""
-    contracted, batch = (list(pair[side]) for pair in equation.params["dimension_numbers"])
-    used = {*contracted, *batch}
-    return batch, contracted, [i for i in range(len(equation.inputs[side].shape)) if i not in used]
-
-
-def _sizes(shape: Sequence[int], places: Sequence[int]) -> list[int]:
-    return [shape[i] for i in places]
-
-
-def _operands(equation: Equation, values: Sequence[Array], first: int) -> tuple[Array, Array, list[int], list[int]]:
-    """Both operands as ``[..., n, k]`` and ``[..., k, m]``, the batch's one axis only where there is one."""
-    dtype = equation.outputs[0].dtype
-    results, sizes = [], []
-    for side in (first, 1 - first):
-        x = values[side].astype(dtype)
-        batch, contracted, free = axes(equation, side)
-        order = [*batch, *free, *contracted] if side == first else [*batch, *contracted, *free]
-        merged = [math.prod(_sizes(x.shape, some)) for some in (batch, free, contracted)]
-        shape = [merged[0]] * bool(batch) + (merged[1:] if side == first else merged[:0:-1])
-        sizes.append((_sizes(x.shape, batch), _sizes(x.shape, free)))
-        results.append(x.transpose(order).reshape(shape))
-    (batch_sizes, free_first), (_, free_second) = sizes
-    return results[0], results[1], batch_sizes, [*free_first, -1, *free_second]
-
-
-def _product(equation: Equation, values: Sequence[Array], first: int, apply: Callable[[Array, Array], Array]) -> Array:
-    """The product by ``apply``, whose left operand is the input ``first``, in the order of axes of the equation."""
-    a, b, batch, free = _operands(equation, values, first)
-    cut = free.index(-1)
-    left, right = free[:cut], free[cut + 1 :]
-    z = apply(a, b).reshape([*batch, *left, *right])
-    if first == 0:
-        return z
-    n, m = len(batch), len(batch) + len(left)
-    return z.transpose([*range(n), *range(m, z.ndim), *range(n, m)])
-
-
-def _matmul(equation: Equation, rules: Rules, *values: Array) -> Array:
-    return _product(equation, values, 0, rules.matmul)
-
-
-def _dense(name: str, equation: Equation, rules: Rules, *values: Array) -> Array:
-    first = [v.active for v in equation.inputs].index(True)
-    operation = getattr(rules, name)
-    return _product(equation, values, first, lambda x, w: operation(x, w, None))
-
-
-@register("conv_general_dilated")
-def convolution(equation: Equation) -> Operation | None:
-    """A convolution with parameters."""
-    if [v.active for v in equation.inputs] != [True, False]:
-        return None
-    return Operation("dense", partial(_convolution, "dense", equation))
-
-
-def _convolution(name: str, equation: Equation, rules: Rules, x: Array, w: Array) -> Array:
-    dtype = equation.outputs[0].dtype
-    params = equation.params | {"preferred_element_type": None}
-
-    def product(x: Array, w: Array) -> Array:
-        return jax.lax.conv_general_dilated(
-            x,
-            w,
-            params["window_strides"],
-            params["padding"],
-            params["lhs_dilation"],
-            params["rhs_dilation"],
-            params["dimension_numbers"],
-            params["feature_group_count"],
-            params["batch_group_count"],
-        )
-
-    return getattr(rules, name)(x.astype(dtype), w.astype(dtype), None, product=product)
-
-
 @register("reduce_sum")
 def reduce_sum(equation: Equation) -> Operation:
     """Pooling: a mean, times the number of values."""
     summed, (x,) = equation.params["axes"], equation.inputs
-    n = math.prod(_sizes(x.shape, summed))
+    n = math.prod(x.shape[i] for i in summed)
     if n == 1:
         return Operation("move", lambda rules, x: equation.call(x))
 
     def run(rules: Rules, x: Array) -> Array:
         rest = [i for i in range(x.ndim) if i not in summed]
-        shape = _sizes(x.shape, rest)
+        shape = [x.shape[i] for i in rest]
         pooled = rules.mean(x.transpose([*summed, *rest]).reshape(n, -1)).reshape(shape)
         return rules.activation(lambda x: x * n, pooled)
 
@@ -356,45 +232,3 @@ def of_unit(unit: Unit) -> Operation:
 
     kind = "activation" if unit.kind == "linear" else unit.kind
     return applied(kind, [True] + [False] * len(constants), unit.output.shape, function)
-
-
-def folded(
-    product: Equation, chain: Sequence[Equation], constants: Sequence[Variable], of_pixels: bool
-) -> Operation:
-    """A product with parameters, and the scales and shifts of its result, as one: with the scales in its kernel.
-
-    A batch norm after a convolution, or a layer scale. What relevance sees does not depend on how it is written: a
-    scale below zero changes the sign of what a product adds.
-    """
-    first = [v.active for v in product.inputs].index(True)
-    out, kernel_axes, out_axes = product.outputs[0], *kernel_to_output(product)
-    operation = as_patch_embed(product) if of_pixels else operation_of(product)
-    assert operation is not None
-
-    def run(rules: Rules, x: Array, kernel: Array, *values: Any) -> Array:
-        def affine(z: Array) -> Array:
-            known = dict(zip(constants, values, strict=True)) | {out: z}
-            for equation in chain:
-                read = [v.constant if v.constant is not None else known[v] for v in equation.inputs]
-                known |= zip(equation.outputs, equation.call(*read), strict=True)
-            return known[chain[-1].outputs[0]]  # type: ignore[no-any-return]
-
-        zeros = jnp.zeros(out.shape, out.dtype)
-        shift, scale = jax.jvp(affine, (zeros,), (jnp.ones_like(zeros),))
-        scale = scale[tuple(slice(None) if i in out_axes else 0 for i in range(scale.ndim))]
-        scale = scale.transpose(np.argsort(np.argsort(kernel_axes)))
-        scale = jnp.expand_dims(scale, [i for i in range(kernel.ndim) if i not in kernel_axes])
-        inputs = [x, kernel * scale.astype(kernel.dtype)]
-        z = operation.run(rules, *(inputs if first == 0 else inputs[::-1]))
-        return z.astype(shift.dtype) + shift
-
-    return Operation(operation.name, run)
-
-
-def kernel_to_output(product: Equation) -> tuple[list[int], list[int]]:
-    """The axes of a product's kernel that are axes of its result, and those."""
-    if product.primitive == "conv_general_dilated":
-        numbers = product.params["dimension_numbers"]
-        return [numbers.rhs_spec[0]], [numbers.out_spec[1]]
-    side = [v.active for v in product.inputs].index(False)
-    return axes(product, side)[2], list(free_axes(product, side))

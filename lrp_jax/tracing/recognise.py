@@ -2,118 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
-from lrp_jax.tracing import operations
+from lrp_jax.tracing import operations, products
 from lrp_jax.tracing.operations import Operation
 from lrp_jax.tracing.program import Equation, Program, Variable, parts_of_scan
+from lrp_jax.tracing.steps import Choice, Loop, Recognised, Site, Step
 from lrp_jax.tracing.units import MOVES, Unit, find
-
-
-@dataclasses.dataclass(eq=False)
-class Step:
-    """One thing to run.
-
-    Attributes:
-        operation: how it is run; None: it does not depend on the example, and its equation is run as it is.
-        inputs: what it reads.
-        outputs: what it gives.
-        equations: what it is made of.
-    """
-
-    operation: Operation | None
-    inputs: tuple[Variable, ...]
-    outputs: tuple[Variable, ...]
-    equations: tuple[Equation, ...]
-
-
-@dataclasses.dataclass(eq=False)
-class Site(Step):
-    """Where the attention goes into its product with the values: where it is handed out, and taps are added.
-
-    Attributes:
-        heads: its axes of heads.
-        query: its axis of queries; None: it has none, for the one query of a pooling.
-        key: its axis of keys.
-        product: its product with the values.
-        values: the place of the values among the product's inputs.
-        learned: whether the query does not depend on the example.
-        rows: the queries that the product reads, start and end; None: all.
-    """
-
-    heads: tuple[int, ...]
-    query: int | None
-    key: int
-    product: Equation
-    values: int
-    learned: bool
-    rows: tuple[int, int] | None = None
-
-
-@dataclasses.dataclass(eq=False)
-class Loop(Step):
-    """A scan with active values.
-
-    Attributes:
-        body: what is run each time.
-        consts: how many inputs are constants.
-        carry: how many are carried.
-        length: how often it runs.
-    """
-
-    body: Recognised
-    consts: int
-    carry: int
-    length: int
-
-
-@dataclasses.dataclass(eq=False)
-class Choice(Step):
-    """A choice by what does not depend on the example.
-
-    Attributes:
-        branches: what may be run.
-    """
-
-    branches: tuple[Recognised, ...]
-
-
-@dataclasses.dataclass(eq=False)
-class Recognised:
-    """A program of operations.
-
-    Attributes:
-        inputs: what it is given.
-        outputs: what it gives.
-        steps: what it runs, in order.
-    """
-
-    inputs: list[Variable]
-    outputs: list[Variable]
-    steps: list[Step]
-
-    @property
-    def sites(self) -> int:
-        """How many attention maps it has."""
-        return sum(_sites(step) for step in self.steps)
-
-    def walk(self) -> Iterator[tuple[Step, int]]:
-        """All steps, those of loops as well, and how often each is run."""
-        for step in self.steps:
-            inner, times = (
-                ((step.body,), step.length) if isinstance(step, Loop) else (getattr(step, "branches", ()), 1)
-            )
-            yield step, 1
-            for program in inner:
-                yield from ((s, n * times) for s, n in program.walk())
-
-
-def _sites(step: Step) -> int:
-    if isinstance(step, Site):
-        return 1
-    return step.length * step.body.sites if isinstance(step, Loop) else 0
 
 
 def recognise(program: Program, pixels: set[Variable], unknown: list[Equation]) -> Recognised:
@@ -227,8 +122,8 @@ class _Recogniser:
             constants = [v for e in chain for v in e.inputs if not v.active and v.constant is None]
             constants = list(dict.fromkeys(constants))
             inputs = (product.inputs[side], product.inputs[1 - side], *constants)
-            operation = operations.folded(product, chain, constants, self.is_pixels(product))
-            return Step(operation, inputs, made, (product, *chain))
+            folded = products.folded(product, chain, constants, self.is_pixels(product))
+            return Step(folded, inputs, made, (product, *chain))
         if equation.primitive == "scan":
             return self.loop(equation)
         if equation.primitive == "cond" and not equation.inputs[0].active:
@@ -240,28 +135,29 @@ class _Recogniser:
                 self.unknown.append(equation)
             return Choice(Operation("cond", None), given, made, (equation,), branches)  # type: ignore[arg-type]
         if equation in self.scores:
-            operation: Operation | None = operations.as_matmul(equation)
+            operation: Operation | None = products.as_matmul(equation)
         elif self.is_pixels(equation):
-            operation = operations.as_patch_embed(equation)
+            operation = products.as_patch_embed(equation)
         elif equation.primitive in {"add", "add_any"} and equation not in self.masked and self.adds_positions(equation):
             operation = operations.add_constant(equation)
         else:
             operation = operations.operation_of(equation)
         if operation is None:
             self.unknown.append(equation)
-        elif operation.name == "move" or equation.primitive in {"mul", "div", "sub", "add", "neg"}:
-            if all(v in self.pixels for v in equation.active):
-                self.pixels.update(made)
+        elif self.pixels.issuperset(equation.active) and (
+            operation.name == "move" or equation.primitive in {"mul", "div", "sub", "add", "neg"}
+        ):
+            self.pixels.update(made)
         return Step(operation, given, made, (equation,))
 
     def fold(self, first: Equation) -> None:
         """See whether scales and shifts follow a product with parameters, of its output features alone."""
         product = first.primitive in {"dot_general", "conv_general_dilated"} and len(first.active) == 1
-        if not product or first in self.scores or operations.is_scale(first):
+        if not product or first in self.scores or products.is_scale(first):
             return
         if first.primitive == "conv_general_dilated" and not first.inputs[0].active:
             return
-        _, features = operations.kernel_to_output(first)
+        _, features = products.kernel_to_output(first)
         chain: list[Equation] = []
         scaled = 0
         (variable,) = first.outputs
@@ -305,7 +201,7 @@ class _Recogniser:
         # A bias of a product varies along the axes of its kernel.
         if isinstance(maker, Equation) and maker.primitive == "dot_general":
             first = [v.active for v in maker.inputs].index(True)
-            free = operations.free_axes(maker, 1 - first)
+            free = products.free_axes(maker, 1 - first)
             return not varying <= set(free)
         return True
 
@@ -394,7 +290,7 @@ class _Recogniser:
                 if maker.kind not in {"layer_norm", "softmax"}:
                     waiting.append(maker.input)
                 continue
-            if maker.primitive == "dot_general" and not operations.is_scale(maker):
+            if maker.primitive == "dot_general" and not products.is_scale(maker):
                 batched = bool(maker.params["dimension_numbers"][1][0])
                 if len(maker.active) == 2 or all(u.active for u in maker.inputs):
                     found.append(maker)
@@ -411,7 +307,7 @@ class _Recogniser:
     def passes(self, equation: Equation) -> bool:
         """Whether it moves, casts, scales, shifts or chooses one active value."""
         one = len(equation.active) == 1
-        return (equation.primitive in MOVES | {"mul", "div", "add", "sub"} and one) or operations.is_scale(equation)
+        return (equation.primitive in MOVES | {"mul", "div", "add", "sub"} and one) or products.is_scale(equation)
 
     def mixes_heads(self, equation: Equation) -> bool:
         """Whether a product with parameters mixes heads of attention: a square kernel, of one contracted axis."""
@@ -420,14 +316,18 @@ class _Recogniser:
         first = [v.active for v in equation.inputs].index(True)
         (contracted, batch) = equation.params["dimension_numbers"]
         kernel = equation.inputs[1 - first].shape
-        return not batch[0] and len(contracted[0]) == 1 and len(kernel) == 2 and kernel[0] == kernel[1] and (
-            len(equation.inputs[first].shape) >= 3
+        return (
+            not batch[0]
+            and len(contracted[0]) == 1
+            and len(kernel) == 2
+            and kernel[0] == kernel[1]
+            and (len(equation.inputs[first].shape) >= 3)
         )
 
     def site(self, product: Equation, side: int, scores: Equation, path: list[Equation | Unit]) -> Site | None:
         """Where the attention goes into a product; None: it has not the axes of attention."""
         operand = product.inputs[side]
-        batch, contracted, free = operations.axes(product, side)
+        _, contracted, free = products.axes(product, side)
         keys = [i for i in contracted if operand.shape[i] > 1] or contracted[-1:]
         if len(keys) != 1:
             return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 
-from lrp_jax.tracing.recognise import Recognised, Site
+from lrp_jax.tracing.steps import Recognised, Site
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,8 +13,8 @@ class Line:
     """One operation of a traced model.
 
     Attributes:
-        operation: of :class:`lrp_jax.rules.Rules`; ``"move"`` where values only move, ``"attention"`` where attention is
-            read.
+        operation: of :class:`lrp_jax.rules.Rules`; ``"move"`` where values only move, ``"attention"`` where attention
+            is read.
         primitives: what it is made of.
         inputs: shapes and dtypes of what it reads, of what depends on the example.
         output: shape and dtype of what it gives.

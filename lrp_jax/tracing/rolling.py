@@ -68,7 +68,11 @@ def select_first(program: Program) -> None:
     first, rest = [], []
     for equation in program.equations:
         constant = not any(v.active for v in equation.outputs)
-        if constant and equation.primitive in _SELECTIONS and all(v in known or v.constant is not None for v in equation.inputs):
+        if (
+            constant
+            and equation.primitive in _SELECTIONS
+            and all(v in known or v.constant is not None for v in equation.inputs)
+        ):
             known.update(equation.outputs)
             first.append(equation)
         else:
@@ -141,7 +145,9 @@ def _replace(program: Program, start: int, period: int, times: int, wiring: _Wir
     body = [dataclasses.replace(e, inputs=tuple(inner.get(v, v) for v in e.inputs)) for e in blocks[0]]
     place = {v: (j, i, o) for j, b in enumerate(blocks) for i, e in enumerate(b) for o, v in enumerate(e.outputs)}
     read_later = dict.fromkeys(v for e in equations[end:] for v in e.inputs) | dict.fromkeys(program.outputs)
-    carried_places = {place[source][1:]: n for n, source in enumerate(wiring.carried.values())}
+    carried_places: dict[tuple[int, ...], int] = {
+        tuple(place[source][1:]): n for n, source in enumerate(wiring.carried.values())
+    }
     results = [_copy(source) for source in wiring.carried.values()]
     stacked: dict[tuple[int, int], Variable] = {}
     after: list[Equation] = []

@@ -23,21 +23,24 @@ def embeddings(program: Program, tokens: Variable) -> list[Equation]:
     Returns:
         The equations, in order.
     """
-    same, one_hot = {tokens}, set()
+    same: set[Variable] = {tokens}
+    one_hot: set[Variable] = set()
     found = []
     for equation in program.equations:
-        given = equation.inputs
-        name = equation.primitive
-        if name == "gather" and given[1] in same and jnp.issubdtype(given[0].dtype, jnp.floating):
+        given, name, made = equation.inputs, equation.primitive, equation.outputs
+        if name == "gather":
+            chosen = given[1] in same and jnp.issubdtype(given[0].dtype, jnp.floating)
+        else:
+            chosen = name == "dot_general" and not one_hot.isdisjoint(given)
+        if chosen:
             found.append(equation)
-        elif name == "dot_general" and any(v in one_hot for v in given):
-            found.append(equation)
-        elif name == "eq" and any(v in same for v in given) and _counts(program, given):
-            one_hot.update(equation.outputs)
+        elif name == "eq":
+            if not same.isdisjoint(given) and _counts(program, given):
+                one_hot.update(made)
         elif name in {"convert_element_type", "reshape", "squeeze"} and given[0] in one_hot:
-            one_hot.update(equation.outputs)
-        elif name in _SAME and any(v in same for v in given) and jnp.issubdtype(equation.outputs[0].dtype, jnp.integer):
-            same.update(equation.outputs)
+            one_hot.update(made)
+        elif name in _SAME and not same.isdisjoint(given) and jnp.issubdtype(made[0].dtype, jnp.integer):
+            same.update(made)
     return found
 
 
@@ -45,7 +48,11 @@ def _counts(program: Program, compared: tuple[Variable, ...]) -> bool:
     """Whether one of what is compared is 0, 1, 2, ...: of a one-hot code."""
     makers = {v: e for e in program.equations for v in e.outputs}
     for variable in compared:
-        while variable in makers and makers[variable].primitive in {"broadcast_in_dim", "reshape", "convert_element_type"}:
+        while variable in makers and makers[variable].primitive in {
+            "broadcast_in_dim",
+            "reshape",
+            "convert_element_type",
+        }:
             variable = makers[variable].inputs[0]
         if variable in makers and makers[variable].primitive == "iota":
             return True

@@ -72,7 +72,11 @@ def is_whole(equation: Equation) -> bool:
 def may_be_whole(primitives: set[str]) -> bool:
     """Whether functions with a derivative of their own are kept whole if they are made of these primitives."""
     return primitives <= _LOCAL | {"stop_gradient", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not"} | {
-        "is_finite", "sign", "floor", "round", "iota"
+        "is_finite",
+        "sign",
+        "floor",
+        "round",
+        "iota",
     }
 
 
@@ -155,7 +159,9 @@ class _Finder:
             elsewhere = {
                 i
                 for i in more
-                if any(v in self.given or not self.users.get(v, set()) <= region | more for v in self.equations[i].outputs)
+                if any(
+                    v in self.given or not self.users.get(v, set()) <= region | more for v in self.equations[i].outputs
+                )
             }
             if not elsewhere:
                 return region | more
@@ -206,7 +212,7 @@ class _Finder:
 def _dominators(program: Program) -> dict[Variable, Variable | None]:
     """The immediate dominator of each active variable: the last that all paths to it pass through, if there is one."""
     immediate: dict[Variable, Variable | None] = {v: None for v in program.inputs if v.active}
-    depth: dict[Variable | None, int] = {None: 0} | {v: 1 for v in immediate}
+    depth: dict[Variable | None, int] = {None: 0} | dict.fromkeys(immediate, 1)
     for equation in program.equations:
         if not any(v.active for v in equation.outputs):
             continue
@@ -261,7 +267,11 @@ def _is_inverse_power(equation: Equation) -> bool:
 
 def _is_linear(equation: Equation) -> bool:
     """Whether it is linear in all its active inputs together."""
-    if not equation.active or equation.primitive in MOVES or equation.primitive in {"add", "add_any", "sub", "neg", "reduce_sum"}:
+    if (
+        not equation.active
+        or equation.primitive in MOVES
+        or equation.primitive in {"add", "add_any", "sub", "neg", "reduce_sum"}
+    ):
         return True
     if equation.primitive == "mul":
         return len(equation.active) == 1 and equation.inputs.count(equation.active[0]) == 1

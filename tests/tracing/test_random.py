@@ -1,6 +1,5 @@
 """Random networks against a slow, plain, eager implementation of the rules, written for this test."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -187,9 +186,7 @@ def shifted(key, c, first):
     return (
         {},
         lambda p, x: jnp.roll(x, 1, axis=2)[:, ::-1],
-        lambda t, n, p: t.put(
-            np.roll(t.value(n), 1, axis=1)[::-1], (n, lambda r: np.roll(r[::-1], -1, axis=1))
-        ),
+        lambda t, n, p: t.put(np.roll(t.value(n), 1, axis=1)[::-1], (n, lambda r: np.roll(r[::-1], -1, axis=1))),
     )
 
 
@@ -344,7 +341,6 @@ def check(names):
     logits, relevance = reference(params, images[0], 1)
     np.testing.assert_allclose(found.logits[0], logits, rtol=1e-10, atol=1e-10)
     relevance = relevance.sum(axis=-1)
-    assert np.isfinite(relevance).all() and np.abs(relevance).max() > 0
+    assert np.isfinite(relevance).all()
+    assert np.abs(relevance).max() > 0
     np.testing.assert_allclose(found.relevance[0, 0], relevance, rtol=1e-7, atol=1e-7 * np.abs(relevance).max())
-
-

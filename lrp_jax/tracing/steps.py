@@ -1,0 +1,111 @@
+"""A program as it is run: operations, attention, loops and choices."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from lrp_jax.tracing.operations import Operation
+from lrp_jax.tracing.program import Equation, Variable
+
+
+@dataclasses.dataclass(eq=False)
+class Step:
+    """One thing to run.
+
+    Attributes:
+        operation: how it is run; None: it does not depend on the example, and its equation is run as it is.
+        inputs: what it reads.
+        outputs: what it gives.
+        equations: what it is made of.
+    """
+
+    operation: Operation | None
+    inputs: tuple[Variable, ...]
+    outputs: tuple[Variable, ...]
+    equations: tuple[Equation, ...]
+
+
+@dataclasses.dataclass(eq=False)
+class Site(Step):
+    """Where the attention goes into its product with the values: where it is handed out, and taps are added.
+
+    Attributes:
+        heads: its axes of heads.
+        query: its axis of queries; None: it has none, for the one query of a pooling.
+        key: its axis of keys.
+        product: its product with the values.
+        values: the place of the values among the product's inputs.
+        learned: whether the query does not depend on the example.
+        rows: the queries that the product reads, start and end; None: all.
+    """
+
+    heads: tuple[int, ...]
+    query: int | None
+    key: int
+    product: Equation
+    values: int
+    learned: bool
+    rows: tuple[int, int] | None = None
+
+
+@dataclasses.dataclass(eq=False)
+class Loop(Step):
+    """A scan with active values.
+
+    Attributes:
+        body: what is run each time.
+        consts: how many inputs are constants.
+        carry: how many are carried.
+        length: how often it runs.
+    """
+
+    body: Recognised
+    consts: int
+    carry: int
+    length: int
+
+
+@dataclasses.dataclass(eq=False)
+class Choice(Step):
+    """A choice by what does not depend on the example.
+
+    Attributes:
+        branches: what may be run.
+    """
+
+    branches: tuple[Recognised, ...]
+
+
+@dataclasses.dataclass(eq=False)
+class Recognised:
+    """A program of operations.
+
+    Attributes:
+        inputs: what it is given.
+        outputs: what it gives.
+        steps: what it runs, in order.
+    """
+
+    inputs: list[Variable]
+    outputs: list[Variable]
+    steps: list[Step]
+
+    @property
+    def sites(self) -> int:
+        """How many attention maps it has."""
+        return sum(_sites(step) for step in self.steps)
+
+    def walk(self) -> Iterator[tuple[Step, int]]:
+        """All steps, those of loops as well, and how often each is run."""
+        for step in self.steps:
+            inner, times = ((step.body,), step.length) if isinstance(step, Loop) else (getattr(step, "branches", ()), 1)
+            yield step, 1
+            for program in inner:
+                yield from ((s, n * times) for s, n in program.walk())
+
+
+def _sites(step: Step) -> int:
+    if isinstance(step, Site):
+        return 1
+    return step.length * step.body.sites if isinstance(step, Loop) else 0

@@ -1,0 +1,210 @@
+"""How any function in JAX becomes a model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from lrp_jax.tracing import layout
+from lrp_jax.tracing.model import Example, Params, Traced
+from lrp_jax.tracing.program import Equation, Program, Variable, activate, deactivate, flatten, prune
+from lrp_jax.tracing.recognise import recognise, spans
+from lrp_jax.tracing.rolling import roll, select_first
+from lrp_jax.tracing.steps import Recognised, Site
+from lrp_jax.tracing.tokens import begin_at, embeddings
+from lrp_jax.tracing.units import may_be_whole
+
+
+class UnsupportedError(ValueError):
+    """A model has equations of which no operation is known."""
+
+
+def trace(
+    apply: Callable[[Params, Example], Array],
+    params: Params,
+    images: Example,
+    *,
+    grid: tuple[int, ...] | None = None,
+    prefix: int | None = None,
+    readout: Sequence[float] | None = None,
+    explain_wrt: str | int | None = None,
+    position: int | None = None,
+) -> Traced:
+    """Make a model of any function in JAX, unmodified.
+
+    The program of the function is recognised by its structure: what its equations compute, not what they are called.
+    Whatever relevance passes through is an operation of the rules, or is refused.
+
+    Args:
+        apply: the model, ``(params, images [B, H, W, channels]) -> logits [B, C]``.
+        params: its parameters, any pytree of arrays; or of ``jax.ShapeDtypeStruct``.
+        images: an example batch, or its shapes: floats ``[B, H, W, channels]``, integers ``[B, N]`` for token inputs;
+            or several inputs, as a sequence or a mapping of them. The model is traced for these shapes, of any B.
+        grid: of the patches, (rows, columns), which are then the last tokens, row by row; None: found.
+        prefix: tokens before the patches, to go with ``grid``; None: all that are no patches.
+        readout: how much of the output comes from each token, ``[N]``, the prefix first; None: found.
+        explain_wrt: which of several inputs is explained, a key or an index.
+        position: which position of outputs ``[B, N, C]`` is explained: -1 for the next token of a causal model.
+
+    Returns:
+        The model: for :func:`lrp_jax.explain` and all else that takes one.
+
+    Raises:
+        UnsupportedError: the program has equations of which no operation is known; all are named.
+        ValueError: an argument or the function's result has the wrong shape, or the layout of the tokens is unclear.
+    """
+    leaves, structure = jax.tree.flatten(params)
+    example, example_structure = jax.tree.flatten(images)
+    explained, shapes = _explained(images, example, explain_wrt), [_shape(leaf) for leaf in leaves]
+    one = [jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype) for leaf in map(_shape, example)]
+
+    def function(leaves: list[Any], example: list[Any]) -> Any:
+        found = apply(jax.tree.unflatten(structure, leaves), jax.tree.unflatten(example_structure, example))
+        return _logits(found, position)
+
+    jaxpr = jax.make_jaxpr(function)(shapes, one)
+    program = flatten(jaxpr, may_be_whole)
+    place, embed = len(leaves) + explained, None
+    if jnp.issubdtype(example[explained].dtype, jnp.integer):
+        embed = _embedding(program, program.inputs[place])
+        place = len(program.inputs) - 1
+    recognised = _recognised(program, program.inputs[place], is_image=embed is None)
+    return Traced(
+        **_layout(recognised, place, 2 if embed is None else 1, grid, prefix, readout),
+        program=recognised,
+        embed=embed,
+        params_structure=structure,
+        example_structure=example_structure,
+        explained=explained,
+        jaxpr=jaxpr,
+    )
+
+
+def _recognised(program: Program, example: Variable, *, is_image: bool) -> Recognised:
+    """The program in operations, repeated blocks in a loop."""
+    is_example = [variable is example for variable in program.inputs]
+
+    def mark() -> None:
+        prune(program)
+        (active,) = activate(program, is_example)
+        if not active:
+            raise ValueError("the output does not depend on the example, differentiably.")
+        deactivate(program)
+
+    mark()
+    select_first(program)
+    while roll(program, spans(program)):
+        mark()
+    unknown: list[Equation] = []
+    recognised = recognise(program, {example} if is_image else set(), unknown)
+    if unknown:
+        raise UnsupportedError(_unsupported(unknown))
+    return recognised
+
+
+def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(jnp.shape(leaf), jax.dtypes.canonicalize_dtype(jax.dtypes.result_type(leaf)))
+
+
+def _explained(images: Example, leaves: Sequence[Any], explain_wrt: str | int | None) -> int:
+    """Which leaf of the example is explained."""
+    names = list(images) if isinstance(images, Mapping) else list(range(len(leaves)))
+    if len(leaves) == 1 and explain_wrt is None:
+        return 0
+    order = sorted(names) if isinstance(images, Mapping) else names
+    if explain_wrt not in names:
+        raise ValueError(
+            f"explain_wrt must say which of the inputs is explained, one of {', '.join(map(repr, order))}; got "
+            f"{explain_wrt!r}."
+        )
+    return order.index(explain_wrt)
+
+
+def _logits(found: Any, position: int | None) -> Array:
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(found)]
+    if len(shapes) != 1:
+        raise ValueError(f"apply must return logits [B, C], one array; got {len(shapes)} arrays of shapes {shapes}.")
+    (logits,) = jax.tree.leaves(found)
+    if position is not None:
+        if logits.ndim != 3 or not -logits.shape[1] <= position < logits.shape[1]:
+            raise ValueError(
+                f"position {position} is for outputs [B, N, C] that have it; got the shape {logits.shape}."
+            )
+        logits = logits[:, position]
+    if logits.ndim != 2 or logits.shape[0] != 1:
+        hint = " Say which position is explained: position=-1 for the last." if logits.ndim == 3 else ""
+        raise ValueError(f"apply must return logits [B, C] of a batch of B = 1, got the shape {logits.shape}.{hint}")
+    return logits
+
+
+def _embedding(program: Program, tokens: Variable) -> Recognised:
+    """The program up to the embeddings of token inputs; the rest begins there."""
+    found = embeddings(program, tokens)
+    if len(found) != 1:
+        more = "".join(f"\n  {equation}" for equation in found)
+        raise ValueError(
+            f"token inputs are explained at their embeddings, the one place where they choose rows of a table; found "
+            f"{len(found)} such places.{more}"
+        )
+    (output,) = found[0].outputs
+    if math.prod(output.shape[:-2]) != 1:
+        raise ValueError(f"token inputs must be [B, N], whose embeddings are [B, N, D]; got {output}.")
+    before = begin_at(program, found[0])
+    prune(before)
+    return recognise(before, set(), [])
+
+
+def _unsupported(unknown: Sequence[Equation]) -> str:
+    lines = dict.fromkeys(f"  {equation}" for equation in unknown)
+    return (
+        f"no operation is known of {len(lines)} equations that relevance passes through:\n"
+        + "\n".join(lines)
+        + "\nSay what they are by lrp_jax.tracing.register(primitive)."
+    )
+
+
+def _layout(
+    program: Recognised,
+    example: int,
+    axes: int,
+    grid: tuple[int, ...] | None,
+    prefix: int | None,
+    readout: Sequence[float] | None,
+) -> dict[str, Any]:
+    """Grid, readout and order of the tokens, found or given; or why there are no attention maps."""
+    sites = [step for step, _ in program.walk() if isinstance(step, Site)]
+    shapes = {(math.prod(s.inputs[0].shape[i] for i in s.heads), s.inputs[0].shape[s.key]) for s in sites}
+    nothing = {"grid": grid or (1,) * axes, "readout": None, "order": None}
+    if len(shapes) != 1:
+        among = ", ".join(f"{h} heads of {n} tokens" for h, n in sorted(shapes))
+        why = f"its attention is of different sizes: {among}" if sites else "it has no attention"
+        return nothing | {"without_attention": why}
+    ((_, n),) = shapes
+    order: np.ndarray | None = None
+    if grid is None:
+        try:
+            grid, order = layout.tokens(program, example, sites[0], axes)
+        except layout.UnclearError as unclear:
+            if unclear.is_local:
+                return nothing | {"without_attention": str(unclear)}
+            raise ValueError(f"{unclear}: give grid=(rows, columns), if the patches are the last tokens.") from None
+    if (prefix is not None and prefix + math.prod(grid) != n) or math.prod(grid) > n:
+        raise ValueError(f"grid {grid} and prefix {prefix} must add up to the {n} tokens.")
+    if readout is None:
+        try:
+            weights = layout.readout(program, sites[-1])
+        except layout.UnclearError as unclear:
+            raise ValueError(f"{unclear}: give readout=, the weights of the {n} tokens.") from None
+        weights = weights if weights is None or order is None else weights[order]
+    else:
+        weights = np.asarray(readout, np.float64)
+        if weights.shape != (n,):
+            raise ValueError(f"readout must be the weights of the {n} tokens, got the shape {weights.shape}.")
+    ordered = order is None or np.array_equal(order, np.arange(n))
+    return {"grid": grid, "readout": weights, "order": None if ordered else order, "without_attention": ""}
