@@ -58,7 +58,7 @@ class _Recogniser:
         self.alone_set = set(self.alone)
         self.maker: dict[Variable, Equation | Unit] = {v: e for e in self.alone for v in e.outputs}
         self.maker |= self.unit_of
-        self.sites: dict[Equation, Site] = {}
+        self.sites: dict[Variable, Site] = {}
         self.scores: set[Equation] = set()
         self.pairs: list[tuple[Equation, Equation]] = []
         self.masked: set[Equation] = set()  # between scores and softmax
@@ -81,7 +81,6 @@ class _Recogniser:
     def run(self) -> Recognised:
         """The program in operations."""
         self.look()
-        before = {site.inputs[0]: site for site in self.sites.values()}
         steps: list[Step] = []
         for equation in self.program.equations:
             if equation in self.parts:
@@ -92,7 +91,7 @@ class _Recogniser:
                 steps.append(self.of_unit(self.unit_of[equation.outputs[0]]))
             else:
                 continue
-            steps += [before[v] for v in steps[-1].outputs if v in before]
+            steps += [self.sites[v] for v in steps[-1].outputs if v in self.sites]
         return Recognised(self.program.inputs, self.program.outputs, self.replaced(steps))
 
     def replaced(self, steps: list[Step]) -> list[Step]:
@@ -241,15 +240,14 @@ class _Recogniser:
             softmax, path = self.softmax_of(product.inputs[side])
             if softmax is None:
                 continue
-            scores, between = self.scores_of(softmax.input)
-            if scores is None:
-                continue
-            site = self.site(product, side, scores, path)
+            found, between = self.scores_of(softmax.input)
+            site = self.site(product, side, found[0], path) if found else None
             if site is None:
                 continue
-            self.sites[product] = site
-            self.scores.add(scores)
-            self.pairs.append((scores, product))
+            site = self.sites.setdefault(site.inputs[0], site)  # one attention may go into several products
+            site.products += [product, *found]
+            self.scores.update(found)
+            self.pairs.append((found[0], product))
             self.masked |= between
             return
 
@@ -276,8 +274,8 @@ class _Recogniser:
             path.append(maker)
             variable = active[0]
 
-    def scores_of(self, variable: Variable) -> tuple[Equation | None, set[Equation]]:
-        """The product of queries and keys that a softmax is of, and what lies between."""
+    def scores_of(self, variable: Variable) -> tuple[list[Equation], set[Equation]]:
+        """The products of queries and keys that a softmax is of, the first of them first, and what lies between."""
         between: set[Equation] = set()
         waiting, found, seen = [variable], [], set()
         while waiting:
@@ -302,7 +300,7 @@ class _Recogniser:
             if self.passes(maker) or maker.primitive in {"add", "add_any", "sub", "tanh", "max", "min", "concatenate"}:
                 between.add(maker)
                 waiting += maker.active
-        return (min(found, key=self.program.equations.index) if found else None), between
+        return sorted(found, key=self.program.equations.index), between
 
     def passes(self, equation: Equation) -> bool:
         """Whether it moves, casts, scales, shifts or chooses one active value."""
@@ -314,14 +312,15 @@ class _Recogniser:
         if equation.primitive != "dot_general" or len(equation.active) != 1:
             return False
         first = [v.active for v in equation.inputs].index(True)
-        (contracted, batch) = equation.params["dimension_numbers"]
+        contracted, batch = equation.params["dimension_numbers"]
+        last = len(equation.inputs[first].shape) - 1
         kernel = equation.inputs[1 - first].shape
         return (
             not batch[0]
             and len(contracted[0]) == 1
             and len(kernel) == 2
             and kernel[0] == kernel[1]
-            and (len(equation.inputs[first].shape) >= 3)
+            and contracted[first][0] < last  # the last axis is of features, or of keys
         )
 
     def site(self, product: Equation, side: int, scores: Equation, path: list[Equation | Unit]) -> Site | None:
@@ -362,5 +361,6 @@ class _Recogniser:
             product,
             1 - side,
             learned,
+            [],
             rows,
         )

@@ -37,6 +37,7 @@ class Site(Step):
         product: its product with the values.
         values: the place of the values among the product's inputs.
         learned: whether the query does not depend on the example.
+        products: the products that it explains: those that it goes into, and those of queries and keys.
         rows: the queries that the product reads, start and end; None: all.
     """
 
@@ -46,6 +47,7 @@ class Site(Step):
     product: Equation
     values: int
     learned: bool
+    products: list[Equation]
     rows: tuple[int, int] | None = None
 
 

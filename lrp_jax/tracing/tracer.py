@@ -186,6 +186,12 @@ def _layout(
         why = f"its attention is of different sizes: {among}" if sites else "it has no attention"
         return nothing | {"without_attention": why}
     ((_, n),) = shapes
+    explained = {product for site in sites for product in site.products}
+    for step, _ in program.walk():
+        matmul = step.operation is not None and step.operation.name == "matmul"
+        if matmul and step.equations[0] not in explained:
+            why = f"it has a product of two activations that is no attention it is known to be, {step.equations[0]}"
+            return nothing | {"without_attention": why}
     order: np.ndarray | None = None
     if grid is None:
         try:

@@ -59,7 +59,7 @@ def test_how_pictures_were_labelled_is_printed(tmp_path, capsys):
         (tmp_path / "set" / picture).touch()
     config = lrp_jax.ViTConfig(image_size=16, patch_size=8, num_classes=3)
     words = ["evaluate", "sanity", "--dataset", str(tmp_path / "set")]
-    cli.evaluate._dataset(cli._parser().parse_args(words), config)
+    cli.evaluate._dataset(cli._parser().parse_args(words), config, config)
     out, err = capsys.readouterr()
     assert out == ("3 folders by order of names, as torchvision's ImageFolder: 10 is 0, 2 is 1, flat is 2\n")
     assert err == (

@@ -159,7 +159,7 @@ def test_a_target_that_could_be_two_classes_is_refused(run, monkeypatch, demo, t
     model, params = demo
     names = ("crane", "one", "two", "three", "crane", "1", "six", "seven", "eight", "nine")
     named = lrp_jax.ViT(dataclasses.replace(model.config, class_names=names))
-    monkeypatch.setattr(cli.explain, "load", lambda _: (named, params))
+    monkeypatch.setattr(cli.models, "load", lambda _: (named, params))
     status, out, err = run(SCENE, "--target", target)
     assert (status, out, err) == (2, "", f"lrp-jax: error: {message}\n")
 
@@ -212,3 +212,48 @@ def test_pictures_are_cropped_once(run, tmp_path):
     image = lrp_jax.preprocess(lrp_jax.read_image(SCENE), config)
     with np.load(tmp_path / "maps" / "scene-1.explained.npz") as raw:
         np.testing.assert_allclose(raw["logits"], lrp_jax.explain(model, params, image[None]).logits[0], rtol=1e-5)
+
+
+MODULE = """
+import jax, lrp_jax
+
+def traced():
+    model, params = lrp_jax.load("demo")
+    apply = lambda p, x: jax.vmap(lambda image: model.apply({"params": p}, image)[0])(x)
+    shape = jax.ShapeDtypeStruct((1, 64, 64, 3), "float32")
+    return lrp_jax.trace(apply, params, shape), params, model.config, model.config
+
+def three():
+    return 1, 2, 3
+
+def strange():
+    return 1, 2, 3, 4
+
+number = 5
+"""
+
+
+def test_a_model_of_an_import_string(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mine", None)
+    del sys.modules["mine"]
+    with open("mine.py", "w") as file:
+        file.write(MODULE)
+    status, out, err = run(SCENE, "--model", "mine:traced", "--npz", "--output", "traced")
+    assert (status, err) == (0, "")
+    assert out.count("traced/") == 1
+    run(SCENE, "--npz", "--output", "own")
+    (a, b) = (np.load(f"{folder}/{SCENE.stem}.explained.npz") for folder in ("traced", "own"))
+    np.testing.assert_allclose(a["relevance"], b["relevance"], rtol=0, atol=1e-4 * np.abs(b["relevance"]).max())
+    for source, message in {
+        "mine:three": "four; got 3 values",
+        "mine:strange": "got a int instead of a Preprocessing",
+        "mine:number": "expected a function, got a int",
+        "mine:nothing": "mine has no nothing",
+        "nowhere:at_all": "there is no module nowhere",
+    }.items():
+        status, out, err = run(SCENE, "--model", source)
+        assert (status, out) == (2, "")
+        assert message in err
+    status, _, err = run(SCENE, "--model", "mine:traced", "--method", "full_lrp", "--stages", "true")
+    assert status == 2
+    assert "--stages" in err

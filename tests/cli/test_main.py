@@ -68,7 +68,7 @@ def test_the_device_fails(monkeypatch, capsys, message):
     def fail(*_):
         raise jax.errors.JaxRuntimeError(message)
 
-    monkeypatch.setattr(cli.explain, "load", fail)
+    monkeypatch.setattr(cli.models, "load", fail)
     assert cli.main(["explain"]) == 1
     error = capsys.readouterr().err
     assert error.startswith(f"lrp-jax: error: {message}")
