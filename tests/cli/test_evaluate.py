@@ -69,7 +69,7 @@ def test_how_pictures_were_labelled_is_printed(tmp_path, capsys):
     )
     labels = tmp_path / "labels.csv"
     labels.write_text("set/2/a.png,2\nset/10/a.png,0\nset/flat/a.png,1\nset/b.png,1\n")
-    cli.evaluate._dataset(cli._parser().parse_args([*words, "--labels", str(labels)]), config)
+    cli.evaluate._dataset(cli._parser().parse_args([*words, "--labels", str(labels)]), config, config)
     out, err = capsys.readouterr()
     assert out == f"{labels}: 4 labels, by index, 1 of them of pictures that are not there\n"
     assert not err
