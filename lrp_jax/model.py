@@ -191,8 +191,8 @@ def _probe(model: Model, params: Params, image: Array, taps: Array | None) -> No
         raise ValueError("forward must add the taps to the attention: its logits do not depend on them.")
 
 
-# What only moves values; a constant may be added as well.
-_MOVES = frozenset(
+#: What only moves values; a constant may be added as well.
+MOVES = frozenset(
     {"broadcast_in_dim", "concatenate", "convert_element_type", "copy", "copy_p", "dynamic_slice"}
     | {"dynamic_update_slice", "expand_dims", "gather", "name", "optimization_barrier", "pad", "reduce_precision"}
     | {"reshape", "rev", "scatter", "select_n", "sharding_constraint", "slice", "split", "squeeze", "stack"}
@@ -243,7 +243,7 @@ def _through(equation: Any, inputs: list[bool], found: dict[str, None]) -> list[
             return _follow(inner, inputs, found)
     results = [jnp.issubdtype(variable.aval.dtype, jnp.inexact) for variable in equation.outvars]
     adds_constant = name in _SUMS and sum(inputs) == 1 and (name != "sub" or inputs[0])
-    if any(results) and name not in _MOVES and not adds_constant:
+    if any(results) and name not in MOVES and not adds_constant:
         shapes = " and ".join(v.aval.str_short() for v, i in zip(equation.invars, inputs, strict=True) if i)
         found[f"{name} of {shapes} ({summarize(equation.source_info)})"] = None
     return results

@@ -115,14 +115,7 @@ def signals_at_pixels(
 def signals_at_stages(
     model: Model, params: Params, image: Array, targets: Array | None, rules: str | Rules
 ) -> Explanation:
-    """The relevance of each target at every stage of a traced model.
-
-    Args:
-        model: the model.
-        params: its parameters.
-        image: ``[H, W, channels]``.
-        targets: int ``[K]``, float ``[K, C]``, or None for the predicted class.
-        rules: of the relevance, a set or a name.
+    """The relevance of each target at every stage of a traced model; arguments as of :func:`signals_at_pixels`.
 
     Returns:
         Logits, targets, and a map ``[K, rows, cols]`` for each stage, a tuple.

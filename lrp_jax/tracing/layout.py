@@ -20,7 +20,7 @@ from jax import Array
 from lrp_jax.rules import Rules
 from lrp_jax.tracing import products
 from lrp_jax.tracing.interpret import run
-from lrp_jax.tracing.program import Variable
+from lrp_jax.tracing.program import Variable, dominators
 from lrp_jax.tracing.steps import Loop, Recognised, Site, Step
 
 
@@ -219,8 +219,8 @@ def stages(program: Recognised, example: int, axes: int) -> list[Stage]:
     """
     moved = {program.inputs[example]}
     for step in program.steps:
-        active = [v for v in step.inputs if v.active]
-        if active and step.operation is not None and step.operation.name == "move" and moved.issuperset(active):
+        is_move = step.operation is not None and step.operation.name == "move"
+        if is_move and step.active and moved.issuperset(step.active):
             moved.update(step.outputs)
     through = [variable for variable in cut_points(program) if variable not in moved]
     first: dict[tuple[int, ...], Variable] = {}
@@ -250,22 +250,7 @@ def stages(program: Recognised, example: int, axes: int) -> list[Stage]:
 
 def cut_points(program: Recognised) -> list[Variable]:
     """The active variables that all paths from the example to the output pass through, in order."""
-    above: dict[Variable, Variable | None] = {v: None for v in program.inputs if v.active}
-    depth: dict[Variable | None, int] = {None: 0} | dict.fromkeys(above, 1)
-    for step in program.steps:
-        active = [v for v in dict.fromkeys(step.inputs) if v.active]
-        if not active or step.operation is None:
-            continue
-        common: Variable | None = active[0]
-        for other in active[1:]:
-            b: Variable | None = other
-            while common is not b:
-                if depth[common] < depth[b]:
-                    common, b = b, common
-                common = above[common]  # type: ignore[index]
-        for variable in step.outputs:
-            if variable.active:
-                above[variable], depth[variable] = common, depth[common] + 1
+    above = dominators(program.inputs, program.steps)
     chain = []
     last: Variable | None = program.outputs[0]
     while last is not None:

@@ -103,7 +103,7 @@ class Traced(Checked):
     @functools.cached_property
     def stages(self) -> list[layout.Stage]:
         """Where all relevance passes through tokens or a feature map, one for each resolution."""
-        if self.embed is not None or not self.is_image:
+        if not self.is_image:
             return []
         return layout.stages(self.program, len(self.program.inputs) - 1, 2)
 
@@ -144,9 +144,9 @@ class Traced(Checked):
         if self.without_attention:
             lines.append(f"no attention maps: {self.without_attention}")
         else:
-            attention = sites[-1][0].inputs[0]
-            heads = math.prod(attention.shape[i] for i in sites[0][0].heads)
-            n = sites[0][0].inputs[0].shape[sites[0][0].key]
+            site, _ = sites[0]
+            shape = site.inputs[0].shape
+            heads, n = math.prod(shape[i] for i in site.heads), shape[site.key]
             prefix = n - math.prod(self.grid)
             lines.append(f"{sum(n for _, n in sites)} blocks of attention, {heads} heads, {n} tokens")
             lines.append(f"grid {' x '.join(map(str, self.grid))}, {prefix} other tokens, readout: {self._readout()}")

@@ -21,6 +21,10 @@ from lrp_jax.tracing.program import Equation
 from lrp_jax.tracing.units import ELEMENTWISE, MOVES, Unit
 
 
+def _by_itself(*_: Any) -> Any:
+    raise AssertionError("the interpreter runs this step by itself")
+
+
 @dataclasses.dataclass(frozen=True)
 class Operation:
     """How an equation is run under a rule set.
@@ -28,11 +32,12 @@ class Operation:
     Attributes:
         name: the operation of :class:`lrp_jax.rules.Rules` that it is, for the report; or ``"move"``, where values are
             only moved, chosen or shifted by constants, and relevance goes where they came from.
-        run: ``(rules, *inputs) -> outputs``, an array, or a sequence of them for several outputs.
+        run: ``(rules, *inputs) -> outputs``, an array, or a sequence of them for several outputs; left out for
+            attention, loops and choices, which the interpreter runs by itself.
     """
 
     name: str
-    run: Callable[..., Any]
+    run: Callable[..., Any] = _by_itself
 
 
 Handler = Callable[[Equation], Operation | None]

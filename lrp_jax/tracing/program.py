@@ -10,7 +10,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax.numpy as jnp
 from jax.extend import core
@@ -259,6 +259,49 @@ def deactivate(program: Program) -> None:
         for inner in (equation.params.get("body"), *equation.params.get("programs", ())):
             if inner is not None:
                 deactivate(inner)
+
+
+class _Computes(Protocol):
+    """What is computed of some variables: an equation, or a step of equations."""
+
+    @property
+    def active(self) -> list[Variable]: ...
+
+    @property
+    def outputs(self) -> tuple[Variable, ...]: ...
+
+
+def dominators(inputs: Sequence[Variable], parts: Sequence[_Computes]) -> dict[Variable, Variable | None]:
+    """The immediate dominator of each active variable: the last that all paths to it pass through, if there is one.
+
+    Args:
+        inputs: of the program.
+        parts: what it computes, in order.
+
+    Returns:
+        The dominators by variable; None for the inputs, and where paths from several inputs meet.
+    """
+    immediate: dict[Variable, Variable | None] = {v: None for v in inputs if v.active}
+    depth: dict[Variable | None, int] = {None: 0} | dict.fromkeys(immediate, 1)
+
+    def common(a: Variable | None, b: Variable | None) -> Variable | None:
+        while a is not b:
+            if depth[a] < depth[b]:
+                a, b = b, a
+            assert a is not None  # it is the deeper one
+            a = immediate[a]
+        return a
+
+    above: Variable | None
+    for part in parts:
+        made = [v for v in part.outputs if v.active]
+        if made:
+            above, *others = part.active
+            for other in others:
+                above = common(above, other)
+            immediate |= dict.fromkeys(made, above)
+            depth |= dict.fromkeys(made, depth[above] + 1)
+    return immediate
 
 
 def parts_of_scan(equation: Equation) -> tuple[int, int]:

@@ -132,7 +132,7 @@ class _Recogniser:
             )
             if any(branch.sites for branch in branches):
                 self.unknown.append(equation)
-            return Choice(Operation("cond", None), given, made, (equation,), branches)  # type: ignore[arg-type]
+            return Choice(Operation("cond"), given, made, (equation,), branches)
         if equation in self.scores:
             operation: Operation | None = products.as_matmul(equation)
         elif self.is_pixels(equation):
@@ -228,9 +228,15 @@ class _Recogniser:
         body = recognise(equation.params["body"], set(), self.unknown)
         if equation.params["reverse"] and body.sites:
             self.unknown.append(equation)
-        operation = Operation("scan", None)  # type: ignore[arg-type]
         return Loop(
-            operation, equation.inputs, equation.outputs, (equation,), body, consts, carry, equation.params["length"]
+            Operation("scan"),
+            equation.inputs,
+            equation.outputs,
+            (equation,),
+            body,
+            consts,
+            carry,
+            equation.params["length"],
         )
 
     # Attention: a product one of whose operands comes through a softmax from another product.
@@ -349,12 +355,11 @@ class _Recogniser:
             attention, rows = whole, (starts[query], limits[query])
         tapped = Variable(attention.shape, attention.dtype, True)
         learned = not all(v.active for v in scores.inputs)
-        equations = (product,)
         return Site(
-            Operation("attention", None),  # type: ignore[arg-type]
+            Operation("attention"),
             (attention,),
             (tapped,),
-            equations,
+            (product,),
             heads,
             query,
             keys[0],

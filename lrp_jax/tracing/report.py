@@ -37,7 +37,7 @@ def lines(program: Recognised) -> list[Line]:
         if step.operation is None:
             continue
         primitives = () if isinstance(step, Site) else tuple(e.primitive for e in step.equations)
-        inputs = tuple(str(v) for v in dict.fromkeys(step.inputs) if v.active)
+        inputs = tuple(map(str, step.active))
         found.append(
             Line(step.operation.name, primitives, inputs, str(step.outputs[0]), times, step.equations[-1].line)
         )

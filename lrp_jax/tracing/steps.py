@@ -25,6 +25,11 @@ class Step:
     outputs: tuple[Variable, ...]
     equations: tuple[Equation, ...]
 
+    @property
+    def active(self) -> list[Variable]:
+        """The active inputs, each once."""
+        return [v for v in dict.fromkeys(self.inputs) if v.active]
+
 
 @dataclasses.dataclass(eq=False)
 class Site(Step):

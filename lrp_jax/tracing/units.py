@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 
-from lrp_jax.tracing.program import Equation, Program, Variable
+from lrp_jax import model
+from lrp_jax.tracing.program import Equation, Program, Variable, dominators
 
 #: Elementwise, of one value or of several of one shape.
 ELEMENTWISE = frozenset(
@@ -20,12 +21,7 @@ ELEMENTWISE = frozenset(
     | {"tan", "tanh"}
 )
 #: What only moves values.
-MOVES = frozenset(
-    {"broadcast_in_dim", "concatenate", "convert_element_type", "copy", "copy_p", "dynamic_slice"}
-    | {"dynamic_update_slice", "expand_dims", "gather", "name", "optimization_barrier", "pad", "pvary"}
-    | {"reduce_precision", "reshape", "rev", "scatter", "select_n", "sharding_constraint", "slice", "split", "squeeze"}
-    | {"stack", "tile", "transpose", "unstack"}
-)
+MOVES = model.MOVES | {"pvary", "tile"}
 REDUCTIONS = frozenset({"reduce_sum", "reduce_max", "reduce_min"})
 #: Moves that take a value to another place along an axis.
 _DISPLACING = frozenset(
@@ -103,7 +99,7 @@ class _Finder:
             for variable in equation.inputs:
                 self.users.setdefault(variable, set()).add(i)
         self.given = set(program.outputs)
-        self.dominators = _dominators(program)
+        self.dominators = dominators(program.inputs, program.equations)
         self.taken: set[int] = set()
 
     def run(self) -> list[Unit]:
@@ -207,26 +203,6 @@ class _Finder:
     def names(self, places: set[int]) -> set[str]:
         """The primitives of some equations."""
         return _names(self.equations[i] for i in places)
-
-
-def _dominators(program: Program) -> dict[Variable, Variable | None]:
-    """The immediate dominator of each active variable: the last that all paths to it pass through, if there is one."""
-    immediate: dict[Variable, Variable | None] = {v: None for v in program.inputs if v.active}
-    depth: dict[Variable | None, int] = {None: 0} | dict.fromkeys(immediate, 1)
-    for equation in program.equations:
-        if not any(v.active for v in equation.outputs):
-            continue
-        above: Variable | None = equation.active[0]
-        for other in equation.active[1:]:
-            b: Variable | None = other
-            while above is not b:
-                if depth[above] < depth[b]:
-                    above, b = b, above
-                above = immediate[above]  # type: ignore[index]
-        for variable in equation.outputs:
-            if variable.active:
-                immediate[variable], depth[variable] = above, depth[above] + 1
-    return immediate
 
 
 def _names(equations: Iterable[Equation]) -> set[str]:
