@@ -20,7 +20,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from lrp_jax.methods import METHODS, Method
-from lrp_jax.model import Checked, Model, Params, number_of_classes, prepared
+from lrp_jax.model import Checked, Model, Params, full_precision, number_of_classes, prepared
 from lrp_jax.rules import Rules, named
 from lrp_jax.signals import AttentionSignals, Explanation, signals_at_attention
 
@@ -70,8 +70,9 @@ def explain(
             raise ValueError(f"options must be hashable, tuples instead of lists; got {name}={value!r}.") from None
     if "rules" in known:  # a name would be a static argument, and may come to mean another set
         options["rules"] = named(options.get("rules", known["rules"]))
-    images, targets = _check(model, params, images, targets)
-    return _explain(model, params, images, targets, method=METHODS[method], options=tuple(sorted(options.items())))
+    with full_precision():
+        images, targets = _check(model, params, images, targets)
+        return _explain(model, params, images, targets, method=METHODS[method], options=tuple(sorted(options.items())))
 
 
 def attention_signals(
@@ -98,17 +99,16 @@ def attention_signals(
         ValueError: an argument has the wrong rank, dtype, shape or value.
     """
     rules = named(rules)
-    images, targets = _check(model, params, images, targets)
-    return _attention_signals(model, params, images, targets, rules=rules)
+    with full_precision():
+        images, targets = _check(model, params, images, targets)
+        return _attention_signals(model, params, images, targets, rules=rules)
 
 
 def _batched(function: Callable[..., Any], model: Model, params: Params, images: Any, targets: Array | None) -> Any:
     def of_each(example: Any, targets: Array | None) -> Any:
         return function(model, *prepared(model, params, example), targets)
 
-    # Relevance divides by small sums: on accelerators its products need float32's full precision.
-    with jax.default_matmul_precision("highest"):
-        return jax.vmap(of_each, in_axes=(0, None if targets is None else 0))(images, targets)
+    return jax.vmap(of_each, in_axes=(0, None if targets is None else 0))(images, targets)
 
 
 @partial(jax.jit, static_argnames=("model", "method", "options"))

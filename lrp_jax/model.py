@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -117,10 +118,15 @@ class Output(NamedTuple):
     attention: Array
 
 
+def full_precision() -> AbstractContextManager[None]:
+    """On accelerators products round by default, but relevance divides by small sums: maps are computed within this."""
+    return jax.default_matmul_precision("highest")
+
+
 @partial(jax.jit, static_argnames="model")
 def classify(model: Model, params: Params, image: Array) -> Output:
     """What a model says of an image ``[H, W, channels]``, in full precision as maps are."""
-    with jax.default_matmul_precision("highest"):
+    with full_precision():
         return Output(*model.forward(params, image, None, GRADIENT))
 
 

@@ -40,9 +40,8 @@ def small_model(dtype=jnp.float64, **fields):
         | fields
     )
     model = lrp_jax.ViT(config)
-    params = jax.jit(model.init)(jax.random.key(1), jnp.zeros(config.image_shape, jnp.float32))["params"]
     # Larger than initialised, for logits and attention that vary.
-    return model, jax.tree.map(lambda p: (p * 2).astype(dtype), params)
+    return model, jax.tree.map(lambda p: (p * 2).astype(dtype), drawn(model))
 
 
 def small_images(n, dtype=jnp.float64, shape=(16, 16, 3)):
@@ -113,8 +112,20 @@ def read(path, config, **options):
 
 
 def drawn(model, seed=1):
-    """Random parameters."""
-    return jax.jit(model.init)(jax.random.key(seed), jnp.zeros(model.config.image_shape, jnp.float32))["params"]
+    """Random parameters, as the model initialises them but by NumPy: nothing is compiled."""
+    image = jax.ShapeDtypeStruct(model.config.image_shape, jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    rng = np.random.default_rng(seed)
+
+    def draw(path, shape):
+        name, shape = path[-1].key, shape.shape
+        if name in ("scale", "bias"):
+            return jnp.full(shape, name == "scale", jnp.float32)
+        limit = (6 / sum(shape[-2:])) ** 0.5
+        drawn = rng.uniform(-limit, limit, shape) if name == "kernel" else rng.normal(0, 0.02, shape)
+        return jnp.asarray(drawn, jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def lines(folder):

@@ -1,11 +1,20 @@
 """One Vision Transformer, written in many ways: plain functions of the parameters of :class:`lrp_jax.ViT`."""
 
 import dataclasses
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from helpers import small_model
+
+import lrp_jax
+from lrp_jax.model import zero_taps
+from lrp_jax.rules import GRADIENT
+from lrp_jax.rules.paired import vjp
+
+FIELDS = {"image_size": (8, 12), "patch_size": 4, "width": 8, "depth": 3, "num_heads": 2, "mlp_dim": 16}
 
 WAYS = {
     "patches": ("reshaped", "convolution", "einsum"),
@@ -186,3 +195,67 @@ def ways(seed, number):
     rng = np.random.default_rng(seed)
     found += [{name: ways[rng.integers(len(ways))] for name, ways in WAYS.items()} for _ in range(number)]
     return found
+
+
+def images(n=2, dtype=jnp.float64):
+    return jax.random.normal(jax.random.key(2), (n, 8, 12, 3), dtype)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "rules"))
+def sent(model, params, rules="stable"):
+    """Logits and attention; then gradient and relevance of every class, at the pixels and at every attention."""
+
+    def of_one(image):
+        taps = zero_taps(model, params, image, 0)
+        run = lambda rules, image, taps: model.forward(params, image, taps, rules)  # noqa: E731
+        logits, pull, attention = vjp(run, (GRADIENT, lrp_jax.RULES[rules]), image, taps)
+        return logits, attention, *jax.vmap(pull)(jnp.eye(len(logits)))
+
+    return jax.vmap(of_one)(images())
+
+
+@functools.cache
+def sent_by_the_vit():
+    """What the library's own model has, for :data:`FIELDS`."""
+    return sent(*small_model(num_classes=3, **FIELDS))
+
+
+def assert_sent(found, expected, tolerance=1e-10):
+    """That both are equal. What the last block computes of tokens that nobody reads has no relevance in either."""
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max())
+
+
+def separate(config, params):
+    """The parameters as the layers of other libraries have them.
+
+    A convolution for the patches, ``[rows, cols, channels, D]``; a list of blocks; query, key and value apart, each
+    ``[D, heads, d]``, and what joins them, ``[heads, d, D]``.
+    """
+    d = config.width // config.num_heads
+
+    def block(i):
+        p = jax.tree.map(lambda a: a[i], params["blocks"])
+        kernel = p["attn"]["qkv"]["kernel"].reshape(config.width, 3, config.num_heads, d)
+        bias = p["attn"]["qkv"]["bias"].reshape(3, config.num_heads, d)
+        proj = p["attn"]["proj"]
+        return {
+            "norm1": p["norm1"],
+            "qkv": [{"kernel": kernel[:, j], "bias": bias[j]} for j in range(3)],
+            "proj": {"kernel": proj["kernel"].reshape(config.num_heads, d, config.width), "bias": proj["bias"]},
+            "norm2": p["norm2"],
+            **p["mlp"],
+        }
+
+    kernel = params["patch_embed"]["kernel"]
+    return {
+        "patches": {
+            "kernel": kernel.reshape(*config.patch_size, config.channels, config.width),
+            "bias": params["patch_embed"]["bias"],
+        },
+        "token": params["cls_token"],
+        "positions": params["pos_embed"],
+        "blocks": [block(i) for i in range(config.depth)],
+        "norm": params["norm"],
+        "head": params["head"],
+    }

@@ -79,7 +79,7 @@ def test_files_and_functions_are_short(path):
 
 
 @pytest.mark.slow
-def test_the_tour_runs(optimised):
+def test_the_tour_runs():
     cells = json.loads((ROOT / "notebooks" / "tour.ipynb").read_text())["cells"]
     scope = {}
     for cell in cells:

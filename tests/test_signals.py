@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import small_model
+from helpers import drawn, small_model
 
 import lrp_jax
 
@@ -95,9 +95,8 @@ def test_signals_of_many_models_at_once():
     """A vmap over parameters, two and three of them: its axis is not taken for that of the rule sets."""
     model, _ = small_model(**SMALL | POOLING)
     images = jax.random.normal(jax.random.key(2), (1, 8, 8, 3), jnp.float64)
-    init = jax.jit(model.init)
     for n in (2, 3):
-        several = [init(jax.random.key(i), images[0].astype(jnp.float32))["params"] for i in range(n)]
+        several = [drawn(model, seed=i) for i in range(n)]
         several = [jax.tree.map(lambda p: 2 * p.astype(jnp.float64), params) for params in several]
         stacked = jax.tree.map(lambda *p: jnp.stack(p), *several)
         for method in ("transformer_attribution", "full_lrp"):

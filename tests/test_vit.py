@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import drawn
 from scipy.special import erf
 
 import lrp_jax
@@ -76,7 +77,7 @@ def test_whole_model_against_numpy(gelu):
         image_size=(8, 12), patch_size=4, width=8, depth=2, num_heads=2, mlp_dim=12, num_classes=3, gelu=gelu
     )
     model = lrp_jax.ViT(config)
-    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros(config.image_shape, jnp.float32))["params"]
+    params = drawn(model)
     params = jax.tree.map(lambda p: p.astype(jnp.float64) * 2 + 0.1, params)
     image = jax.random.normal(jax.random.key(1), config.image_shape, jnp.float64)
     logits, attention = model.apply({"params": params}, image)

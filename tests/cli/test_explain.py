@@ -3,7 +3,6 @@
 import dataclasses
 import sys
 
-import jax
 import numpy as np
 import pytest
 from helpers import SCENE, drawn, names
@@ -51,7 +50,7 @@ def test_a_single_output(run, tmp_path, multi_label):
     """Shown as it is, not as a softmax of 1; its sigmoid where it is a label."""
     config = lrp_jax.ViTConfig.from_variant("Ti/8", image_size=64, depth=1, num_classes=1, multi_label=multi_label)
     model = lrp_jax.ViT(config)
-    params = jax.jit(model.init)(jax.random.key(0), np.zeros((64, 64, 3), np.float32))["params"]
+    params = drawn(model)
     params["head"]["bias"] = params["head"]["bias"] - 1.5
     lrp_jax.save(tmp_path / "one.safetensors", model, params)
     status, out, _ = run(SCENE, "--model", "one.safetensors", "--npz", "--output", "maps")

@@ -19,7 +19,7 @@ def test_sanity_draws_the_parameters_from_the_head_down(small, tmp_path):
     run = (model, params, DigitDataset(3), tmp_path / "a")
     summary = evaluate.sanity(*run, method="saliency", batch_size=2, seed=4)
     scenes = lrp_jax.datasets.digit_scenes(3, seed=1)
-    new = drawn(model, seed=4)
+    new = jax.jit(model.init)(jax.random.key(4), scenes.images[0])["params"]
     head = params | {"head": new["head"], "norm": new["norm"]}
     last = jax.tree.map(lambda old, new: np.stack([old[0], new[1]]), params["blocks"], new["blocks"])
     stages = {"head": head, "block 1": head | {"blocks": last}, "block 0": head | {"blocks": new["blocks"]}}

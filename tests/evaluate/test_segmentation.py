@@ -13,12 +13,12 @@ from lrp_jax.datasets import DigitDataset
 
 def test_segmentation_is_a_loop_over_images(small, tmp_path):
     model, params = small
-    summary = evaluate.segmentation(*small, DigitDataset(5), tmp_path, method="full_lrp", batch_size=2)
+    summary = evaluate.segmentation(*small, DigitDataset(5), tmp_path, method="saliency", batch_size=2)
     scenes = lrp_jax.datasets.digit_scenes(5, seed=1)
     correct, intersection, union, precision, f1, share = 0, np.zeros(2), np.zeros(2), [], [], []
     # Of pixels, as no two are equal: where cells of a map are 0, rounding decides which of their pixels comes first.
     for image, labels, masks in zip(*scenes, strict=True):
-        maps = lrp_jax.explain(model, params, image[None], labels[None], method="full_lrp").relevance[0]
+        maps = lrp_jax.explain(model, params, image[None], labels[None], method="saliency").relevance[0]
         for relevance, mask in zip(maps, masks, strict=True):
             heat = np.asarray(lrp_jax.heatmaps(relevance, (64, 64)))
             heat = (heat - heat.min()) / (np.ptp(heat) or 1)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from helpers import drawn
 
 import lrp_jax
 
@@ -28,7 +29,7 @@ def model_and_params():
         multi_label=True,
     )
     model = lrp_jax.ViT(config)
-    return model, jax.jit(model.init)(jax.random.key(0), jnp.zeros(config.image_shape, jnp.float32))["params"]
+    return model, drawn(model)
 
 
 @pytest.fixture
