@@ -6,7 +6,7 @@ Axis letters: C classes, L blocks, h heads, N tokens (class and other prefix tok
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -14,10 +14,9 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.extend.core import Literal
-from jax.extend.source_info_util import summarize
 from jax.typing import ArrayLike
 
+from lrp_jax.program import Equation, activate, deactivate, flatten
 from lrp_jax.rules import GRADIENT, Rules
 from lrp_jax.rules.paired import operation, operations
 
@@ -183,17 +182,19 @@ def probe(model: Model, params: Params, image: Array, taps: Array | None) -> Non
 
 @partial(jax.jit, static_argnames="model")
 def _probe(model: Model, params: Params, image: Array, taps: Array | None) -> None:
-    program = jax.make_jaxpr(lambda image, taps: model.forward(params, image, taps, operations(())))(image, taps).jaxpr
-    found: dict[str, None] = {}
-    _follow(program, [True] + [False] * (taps is not None), found)
+    jaxpr = jax.make_jaxpr(lambda image, taps: model.forward(params, image, taps, operations(())))(image, taps)
+    program = flatten(jaxpr, lambda primitives: False)
+    activate(program, [True] + [False] * (taps is not None))
+    deactivate(program)
+    found = list(dict.fromkeys(str(equation) for equation in program.walk() if _computes(equation)))
     if found:
         more = f", and {len(found) - 5} more" if len(found) > 5 else ""
         raise ValueError(
-            f"forward computes by itself what relevance passes through: {', '.join([*found][:5])}{more}. Let the "
+            f"forward computes by itself what relevance passes through: {', '.join(found[:5])}{more}. Let the "
             "operations of rules do it; beside them values are only moved (reshaped, sliced, concatenated) and have "
             "constants added."
         )
-    if taps is not None and not _follow(program, [False, True], {})[0]:
+    if taps is not None and not activate(program, [False, True])[0]:
         raise ValueError("forward must add the taps to the attention: its logits do not depend on them.")
 
 
@@ -207,76 +208,9 @@ MOVES = frozenset(
 _SUMS = frozenset({"add", "add_any", "sub"})
 
 
-def _follow(program: Any, active: Sequence[bool], found: dict[str, None]) -> list[bool]:
-    """Which results depend on ``active`` inputs; what computes with such values outside of the operations is noted."""
-    depends = dict(zip(program.invars, active, strict=True))
-
-    def is_active(variable: Any) -> bool:
-        return not isinstance(variable, Literal) and depends.get(variable, False)
-
-    for equation in program.eqns:
-        inputs = [is_active(variable) for variable in equation.invars]
-        outputs = [False] * len(equation.outvars)
-        if any(inputs):
-            outputs = _through(equation, inputs, found)
-        for variable, output in zip(equation.outvars, outputs, strict=True):
-            # What has no derivative carries no relevance.
-            depends[variable] = output and jnp.issubdtype(variable.aval.dtype, jnp.inexact)
-    return [is_active(variable) for variable in program.outvars]
-
-
-def _through(equation: Any, inputs: list[bool], found: dict[str, None]) -> list[bool]:
-    """Which results of an equation depend on ``inputs``, of which there are some."""
-    name, parameters = equation.primitive.name, equation.params
-    if equation.primitive is operation:
-        return [True]
-    if name == "stop_gradient":
-        return [False]
-    if name == "scan":
-        # What is carried has one shape inside and outside; how the parameters count it differs between versions of JAX.
-        body = _program(parameters["jaxpr"])
-        carry = _same_shapes(equation.outvars, body.outvars)
-        return _loop(body, inputs, _same_shapes(equation.invars, body.invars) - carry, carry, found)
-    if name == "while":
-        consts, test = parameters["body_nconsts"], parameters["cond_nconsts"]
-        body, inputs = _program(parameters["body_jaxpr"]), inputs[test:]
-        return _loop(body, inputs, consts, len(inputs) - consts, found)
-    if name == "cond":
-        branches = [_follow(_program(branch), inputs[1:], found) for branch in parameters["branches"]]
-        return [any(results) for results in zip(*branches, strict=True)]
-    for inner in _programs(parameters):
-        if len(inner.invars) == len(inputs):
-            return _follow(inner, inputs, found)
-    results = [jnp.issubdtype(variable.aval.dtype, jnp.inexact) for variable in equation.outvars]
-    adds_constant = name in _SUMS and sum(inputs) == 1 and (name != "sub" or inputs[0])
-    if any(results) and name not in MOVES and not adds_constant:
-        shapes = " and ".join(v.aval.str_short() for v, i in zip(equation.invars, inputs, strict=True) if i)
-        found[f"{name} of {shapes} ({summarize(equation.source_info)})"] = None
-    return results
-
-
-def _loop(body: Any, inputs: list[bool], consts: int, carry: int, found: dict[str, None]) -> list[bool]:
-    """Which results of a loop depend on ``inputs``: once around for every value that turns out to be carried."""
-    while True:
-        results = _follow(body, inputs, found)
-        carried = [a or b for a, b in zip(inputs[consts : consts + carry], results[:carry], strict=True)]
-        if carried == inputs[consts : consts + carry]:
-            return carried + results[carry:]
-        inputs = inputs[:consts] + carried + inputs[consts + carry :]
-
-
-def _programs(parameters: dict[str, Any]) -> Iterator[Any]:
-    """The programs that an equation calls."""
-    for value in parameters.values():
-        if hasattr(_program(value), "eqns"):
-            yield _program(value)
-
-
-def _program(value: Any) -> Any:
-    """A program without the constants that it is closed over."""
-    return getattr(value, "jaxpr", value)
-
-
-def _same_shapes(outside: Sequence[Any], inside: Sequence[Any]) -> int:
-    """How many variables have one shape outside and inside of a loop."""
-    return sum(a.aval.shape == b.aval.shape for a, b in zip(outside, inside, strict=True))
+def _computes(equation: Equation) -> bool:
+    """Whether an equation computes something of the example by itself; what a loop does is looked at inside."""
+    name, active = equation.primitive, [v.active for v in equation.inputs]
+    if not any(v.active for v in equation.outputs) or name in (operation.name, *MOVES):
+        return False
+    return not equation.programs and not (name in _SUMS and sum(active) == 1 and (name != "sub" or active[0]))

@@ -28,12 +28,13 @@ class Explanation:
     Attributes:
         logits: ``[B, C]``.
         targets: int ``[B, K]``, the classes explained; float ``[B, K, C]``, weights of the logits.
-        relevance: ``[B, K, rows, cols]``: patch grid for token methods, image grid for pixel methods.
+        relevance: ``[B, K, rows, cols]``: patch grid for token methods, image grid for pixel methods; of tokens,
+            ``[B, K, N]``; of the stages of a traced model, a tuple of maps.
     """
 
     logits: Array
     targets: Array
-    relevance: Array
+    relevance: Any
 
 
 @partial(
@@ -133,7 +134,7 @@ def signals_at_stages(
     targets = predicted(logits, targets)
     (sent,) = jax.vmap(pull)(directions(targets, logits))
     maps = tuple(jax.vmap(stage.map)(at[:, 0]) for stage, at in zip(model.stages, sent, strict=True))
-    return Explanation(logits, targets, maps)  # type: ignore[arg-type]
+    return Explanation(logits, targets, maps)
 
 
 def signals_at_attention(

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from lrp_jax.program import Variable
 from lrp_jax.rules import Rules
-from lrp_jax.tracing.program import Variable
 from lrp_jax.tracing.steps import Choice, Loop, Recognised, Site
 
 

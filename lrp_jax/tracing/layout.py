@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from lrp_jax.program import Variable, dominators
 from lrp_jax.rules import Rules
 from lrp_jax.tracing import products
 from lrp_jax.tracing.interpret import run
-from lrp_jax.tracing.program import Variable, dominators
 from lrp_jax.tracing.steps import Loop, Recognised, Site, Step
 
 

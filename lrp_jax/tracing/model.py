@@ -15,10 +15,10 @@ import numpy as np
 from jax import Array
 
 from lrp_jax.model import Checked
+from lrp_jax.program import Variable
 from lrp_jax.rules import GRADIENT, Rules
 from lrp_jax.tracing import layout, report
 from lrp_jax.tracing.interpret import run
-from lrp_jax.tracing.program import Variable
 from lrp_jax.tracing.steps import Recognised, Site
 
 Params = Any

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from lrp_jax.program import Equation
 from lrp_jax.rules import Rules
-from lrp_jax.tracing.program import Equation
 from lrp_jax.tracing.units import ELEMENTWISE, MOVES, Unit
 
 

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from lrp_jax.program import Equation, Variable
 from lrp_jax.rules import Rules
 from lrp_jax.tracing.operations import Operation, operation_of, register
-from lrp_jax.tracing.program import Equation, Variable
 
 
 @register("dot_general")

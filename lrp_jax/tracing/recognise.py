@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from lrp_jax.program import Equation, Program, Variable, parts_of_scan
 from lrp_jax.tracing import operations, products
 from lrp_jax.tracing.operations import Operation
-from lrp_jax.tracing.program import Equation, Program, Variable, parts_of_scan
 from lrp_jax.tracing.steps import Choice, Loop, Recognised, Site, Step
 from lrp_jax.tracing.units import MOVES, Unit, find
 
@@ -127,8 +127,7 @@ class _Recogniser:
             return self.loop(equation)
         if equation.primitive == "cond" and not equation.inputs[0].active:
             branches = tuple(
-                recognise(branch, self.inner_pixels(given[1:], branch), self.unknown)
-                for branch in equation.params["programs"]
+                recognise(branch, self.inner_pixels(given[1:], branch), self.unknown) for branch in equation.programs
             )
             if any(branch.sites for branch in branches):
                 self.unknown.append(equation)
@@ -225,7 +224,7 @@ class _Recogniser:
     def loop(self, equation: Equation) -> Step:
         """A scan."""
         consts, carry = parts_of_scan(equation)
-        body = recognise(equation.params["body"], set(), self.unknown)
+        body = recognise(equation.programs[0], set(), self.unknown)
         if equation.params["reverse"] and body.sites:
             self.unknown.append(equation)
         return Loop(

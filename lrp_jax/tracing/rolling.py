@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from lrp_jax.tracing.program import Equation, Program, Variable
+from lrp_jax.program import Equation, Program, Variable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +98,7 @@ def _runs(equations: Sequence[Equation]) -> list[tuple[int, int, int, int]]:
 def _signature(equation: Equation) -> Any:
     """What two equations have in common that compute the same of other variables."""
     params = equation.params
-    if equation.inner or "body" in params or "programs" in params:
+    if equation.inner or equation.programs:
         described = str([value for value in params.values() if hasattr(value, "eqns") or hasattr(value, "jaxpr")])
     else:
         described = repr(params)
@@ -172,10 +172,10 @@ def _replace(program: Program, start: int, period: int, times: int, wiring: _Wir
         "scan",
         (*fixed, *wiring.carried, *parameters),
         (*results, *stacked.values()),
-        {"body": Program([inner[v] for v in (*fixed, *wiring.carried, *wiring.given)], outputs, body)}
-        | {"length": times, "reverse": False, "unroll": 1},
+        {"length": times, "reverse": False, "unroll": 1},
         _not_run,
         source,
+        (Program([inner[v] for v in (*fixed, *wiring.carried, *wiring.given)], outputs, body),),
     )
     program.equations = [*equations[:start], *before, loop, *after, *equations[end:]]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
+from lrp_jax.program import Equation, Variable
 from lrp_jax.tracing.operations import Operation
-from lrp_jax.tracing.program import Equation, Variable
 
 
 @dataclasses.dataclass(eq=False)

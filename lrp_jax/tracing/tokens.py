@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from lrp_jax.tracing.program import Equation, Program, Variable
+from lrp_jax.program import Equation, Program, Variable
 
 # What leaves integers the tokens that they are; comparisons do not, from which masks and positions are made.
 _SAME = frozenset(

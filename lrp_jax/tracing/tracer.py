@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from lrp_jax.program import Equation, Program, Variable, activate, deactivate, flatten, prune
 from lrp_jax.tracing import layout
 from lrp_jax.tracing.model import Example, Params, Traced
-from lrp_jax.tracing.program import Equation, Program, Variable, activate, deactivate, flatten, prune
 from lrp_jax.tracing.recognise import recognise, spans
 from lrp_jax.tracing.rolling import roll, select_first
 from lrp_jax.tracing.steps import Recognised, Site

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 
 from lrp_jax import model
-from lrp_jax.tracing.program import Equation, Program, Variable, dominators
+from lrp_jax.program import Equation, Program, Variable, dominators
 
 #: Elementwise, of one value or of several of one shape.
 ELEMENTWISE = frozenset(

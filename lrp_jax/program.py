@@ -1,4 +1,4 @@
-"""A model's program as one flat list of equations: calls inlined, what depends on the example told from what does not.
+"""A function's program as a flat list of equations, calls inlined, and what in it depends on the example.
 
 A variable is *active* if it depends differentiably on the example that is explained. Everything else (parameters,
 masks, positions, numbers that only choose) is constant to the rules.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import jax.numpy as jnp
@@ -59,6 +59,7 @@ class Equation:
         params: the primitive's parameters.
         call: its value, ``(*inputs) -> outputs``, both as sequences.
         source: where it is written, as JAX keeps it.
+        programs: the body of a loop, or the branches of a choice.
         inner: the primitives of what it calls, if it is kept whole: a function with a derivative of its own.
     """
 
@@ -68,6 +69,7 @@ class Equation:
     params: dict[str, Any]
     call: Callable[..., Sequence[Any]]
     source: Any
+    programs: tuple[Program, ...] = ()
     inner: frozenset[str] = frozenset()
 
     @property
@@ -81,7 +83,7 @@ class Equation:
         return str(summarize(self.source))
 
     def __str__(self) -> str:
-        return f"{self.primitive} of {', '.join(map(str, self.inputs))} ({self.line})"
+        return f"{self.primitive} of {' and '.join(map(str, self.inputs))} ({self.line})"
 
 
 @dataclasses.dataclass(eq=False)
@@ -97,6 +99,13 @@ class Program:
     inputs: list[Variable]
     outputs: list[Variable]
     equations: list[Equation]
+
+    def walk(self) -> Iterator[Equation]:
+        """Every equation, those inside of loops and choices after them."""
+        for equation in self.equations:
+            yield equation
+            for program in equation.programs:
+                yield from program.walk()
 
 
 #: Calls, and the parameter that has what is called.
@@ -165,19 +174,18 @@ def _inline(
         else:
             outputs = [Variable.like(v.aval) for v in equation.outvars]
             inside = frozenset(primitives(called)) if called is not None else frozenset()
-            params = equation.params | _programs(equation, whole)
-            equations.append(Equation(name, inputs, tuple(outputs), params, _caller(equation), source, inside))
+            programs = _programs(equation, whole)
+            made = Equation(name, inputs, tuple(outputs), equation.params, _caller(equation), source, programs, inside)
+            equations.append(made)
         environment |= zip(equation.outvars, outputs, strict=True)
     return [read(v) for v in inner.outvars]
 
 
-def _programs(equation: Any, whole: Any) -> dict[str, Any]:
-    """The programs of a loop's body or of the branches of a choice, beside the jaxprs."""
-    if equation.primitive.name == "scan":
-        return {"body": flatten(equation.params["jaxpr"], whole)}
-    if equation.primitive.name == "cond":
-        return {"programs": tuple(flatten(branch, whole) for branch in equation.params["branches"])}
-    return {}
+def _programs(equation: Any, whole: Any) -> tuple[Program, ...]:
+    """The body of a loop, or the branches of a choice."""
+    name, params = equation.primitive.name, equation.params
+    jaxprs = {"scan": lambda: [params["jaxpr"]], "cond": lambda: params["branches"]}.get(name, list)()
+    return tuple(flatten(jaxpr, whole) for jaxpr in jaxprs)
 
 
 def _caller(equation: Any) -> Callable[..., Sequence[Any]]:
@@ -222,9 +230,8 @@ def prune(program: Program) -> None:
             continue
         kept.append(equation)
         needed.update(equation.inputs)
-        for inner in (equation.params.get("body"), *equation.params.get("programs", ())):
-            if inner is not None:
-                prune(inner)
+        for inner in equation.programs:
+            prune(inner)
     program.equations = kept[::-1]
 
 
@@ -240,7 +247,7 @@ def activate(program: Program, active: Sequence[bool]) -> list[bool]:
         elif equation.primitive == "scan" and any(depends):
             outputs = _activate_scan(equation, depends)
         elif equation.primitive == "cond" and any(depends[1:]):
-            branches = [activate(branch, depends[1:]) for branch in equation.params["programs"]]
+            branches = [activate(branch, depends[1:]) for branch in equation.programs]
             outputs = [any(b) for b in zip(*branches, strict=True)]
         for variable, is_active in zip(equation.outputs, outputs, strict=True):
             variable.active = is_active and jnp.issubdtype(variable.dtype, jnp.inexact)
@@ -256,9 +263,8 @@ def deactivate(program: Program) -> None:
                 variable.active = False
             continue
         needed.update(v for v in equation.inputs if v.active)
-        for inner in (equation.params.get("body"), *equation.params.get("programs", ())):
-            if inner is not None:
-                deactivate(inner)
+        for inner in equation.programs:
+            deactivate(inner)
 
 
 class _Computes(Protocol):
@@ -309,7 +315,7 @@ def parts_of_scan(equation: Equation) -> tuple[int, int]:
 
     What is carried has one shape inside and outside; how parameters count it differs between versions of JAX.
     """
-    body = equation.params["body"]
+    (body,) = equation.programs
     carry = sum(a.shape == b.shape for a, b in zip(equation.outputs, body.outputs, strict=True))
     same = sum(a.shape == b.shape for a, b in zip(equation.inputs, body.inputs, strict=True))
     return same - carry, carry
@@ -319,7 +325,7 @@ def _activate_scan(equation: Equation, depends: list[bool]) -> list[bool]:
     """Which outputs of a loop depend on its active inputs: once around for all that turns out to be carried."""
     consts, carry = parts_of_scan(equation)
     while True:
-        results = activate(equation.params["body"], depends)
+        results = activate(equation.programs[0], depends)
         carried = [a or b for a, b in zip(depends[consts : consts + carry], results[:carry], strict=True)]
         if carried == depends[consts : consts + carry]:
             return results
