@@ -201,9 +201,9 @@ def _probe(model: Model, params: Params, image: Array, taps: Array | None) -> No
 #: What only moves values; a constant may be added as well.
 MOVES = frozenset(
     {"broadcast_in_dim", "concatenate", "convert_element_type", "copy", "copy_p", "dynamic_slice"}
-    | {"dynamic_update_slice", "expand_dims", "gather", "name", "optimization_barrier", "pad", "reduce_precision"}
-    | {"reshape", "rev", "scatter", "select_n", "sharding_constraint", "slice", "split", "squeeze", "stack"}
-    | {"transpose", "unstack"}
+    | {"dynamic_update_slice", "expand_dims", "gather", "layout_constraint", "mesh_cast", "name"}
+    | {"optimization_barrier", "pad", "pcast", "pvary", "reduce_precision", "reshape", "reshard", "rev", "scatter"}
+    | {"select_n", "sharding_constraint", "slice", "split", "squeeze", "stack", "transpose", "unstack"}
 )
 _SUMS = frozenset({"add", "add_any", "sub"})
 

@@ -179,6 +179,8 @@ class Plain:
             return jax.nn.softmax(x + jnp.zeros((1,) * (x.ndim - 2) + x.shape[-2:]), axis=-1)
         if self.softmax == "logarithm":
             return jnp.exp(x - jax.nn.logsumexp(x, axis=-1, keepdims=True))
+        if self.softmax == "single":
+            return jax.nn.softmax(x.astype(jnp.float32), axis=-1).astype(x.dtype)
         if self.softmax == "cast":
             return jax.nn.softmax(x.astype(jnp.float64), axis=-1).astype(x.dtype)
         if self.softmax == "stopped":

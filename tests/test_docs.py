@@ -39,7 +39,9 @@ def commands(code):
     return [part.strip() for line in lines for part in line.split("&&") if part.strip()]
 
 
-PYTHON = [page for page in PAGES if blocks(page, "python")]
+#: Whose blocks need the extra ``zoo``: tests/test_zoo.py runs them.
+ZOO = ROOT / "docs" / "other-libraries.md"
+PYTHON = [page for page in PAGES if page != ZOO and blocks(page, "python")]
 BASH = [page for page in PAGES if any("lrp-jax" in code for _, code in blocks(page, "bash"))]
 
 

@@ -123,7 +123,9 @@ def rule(primal: Callable[..., Array | tuple[Array, Array]]) -> Callable[[Callab
                 arrays, z = residuals
                 found = equation(*merge(is_array, arrays, inputs), z, r, **options)
                 relevance = found if isinstance(found, tuple) else (found,)
-                return relevance + (None,) * (len(arrays) - len(relevance))
+                # An operation of one dtype may compute in another, as a softmax in float32.
+                typed = tuple(x if x is None else x.astype(a.dtype) for x, a in zip(relevance, arrays, strict=False))
+                return typed + (None,) * (len(arrays) - len(typed))
 
             value.defvjp(run, backward)
             return value(*(x for x in inputs if isinstance(x, Array)))

@@ -99,7 +99,8 @@ def _signature(equation: Equation) -> Any:
     """What two equations have in common that compute the same of other variables."""
     params = equation.params
     if equation.inner or equation.programs:
-        described = str([value for value in params.values() if hasattr(value, "eqns") or hasattr(value, "jaxpr")])
+        called = [value for value in params.values() if hasattr(value, "eqns") or hasattr(value, "jaxpr")]
+        described = str([(value, [id(constant) for constant in getattr(value, "consts", ())]) for value in called])
     else:
         described = repr(params)
     inputs = tuple((str(v), repr(v.constant) if not v.shape else "") for v in equation.inputs)

@@ -109,7 +109,10 @@ def _recognised(program: Program, example: Variable, *, is_image: bool) -> Recog
 
 
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(jnp.shape(leaf), jax.dtypes.canonicalize_dtype(jax.dtypes.result_type(leaf)))
+    dtype = getattr(leaf, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.extended):  # as keys of random numbers are
+        dtype = jax.dtypes.canonicalize_dtype(jax.dtypes.result_type(leaf))
+    return jax.ShapeDtypeStruct(jnp.shape(leaf), dtype)
 
 
 def _explained(images: Example, leaves: Sequence[Any], explain_wrt: str | int | None) -> int:

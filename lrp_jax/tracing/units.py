@@ -21,7 +21,7 @@ ELEMENTWISE = frozenset(
     | {"tan", "tanh"}
 )
 #: What only moves values.
-MOVES = model.MOVES | {"pvary", "tile"}
+MOVES = model.MOVES | {"tile"}
 REDUCTIONS = frozenset({"reduce_sum", "reduce_max", "reduce_min"})
 #: Moves that take a value to another place along an axis.
 _DISPLACING = frozenset(

@@ -50,6 +50,14 @@ def test_attention_of_the_library_of_jax():
     assert_sent(sent(traced, params), sent_by_the_vit(), 1e-5)
 
 
+@pytest.mark.parametrize("rules", lrp_jax.RULES)
+def test_a_softmax_in_float32(rules):
+    """In a model of another dtype, as many compute it."""
+    model, params = small_model(num_classes=3, **FIELDS)
+    traced = lrp_jax.trace(Plain(model.config, softmax="single"), params, images())
+    assert_sent(sent(traced, params, rules), sent(model, params, rules), 1e-4)
+
+
 @pytest.mark.parametrize("method", lrp_jax.METHODS)
 def test_every_method_takes_it(method):
     model, params = small_model(num_classes=3, **FIELDS)
