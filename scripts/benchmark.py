@@ -3,6 +3,7 @@
     python scripts/benchmark.py                                    # B/16: 1 x 1, 1 x 5 and 4 x 5 images x classes
     python scripts/benchmark.py --images 1 2 4 8 --classes 1 2 5 10
     python scripts/benchmark.py --gradient --images 1              # and the gradient of a loss on the map
+    python scripts/benchmark.py --traced                           # the same model by lrp_jax.trace, beside ours
     python scripts/benchmark.py --reference ../Transformer-Explainability   # and beside the authors' code
 
 Each row runs in a process of its own. A forward pass and an explanation of the same images are timed in turn; cost is
@@ -113,6 +114,77 @@ def measure(
         f"{compile_time:.1f}",
         f"{memory.temp_size_in_bytes / 1e9:.2f}" if memory else "-",
         f"{resident:.2f}",
+    ]
+
+
+def unrolled(config: lrp_jax.ViTConfig) -> Callable[..., Any]:
+    """The same model as users write it, a loop in Python over a list of blocks: ``(params, images) -> logits``."""
+    heads, grid, patch = config.num_heads, config.grid, config.patch_size
+
+    def dense(p: Any, x: Any) -> Any:
+        return x @ p["kernel"] + p["bias"]
+
+    def norm(p: Any, x: Any, epsilon: float) -> Any:
+        x = x - x.mean(-1, keepdims=True)
+        return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + epsilon) * p["scale"] + p["bias"]
+
+    def block(p: Any, x: Any) -> Any:
+        qkv = dense(p["attn"]["qkv"], norm(p["norm1"], x, config.norm_epsilon))
+        q, k, v = qkv.reshape(*x.shape[:2], 3, heads, -1).transpose(2, 0, 3, 1, 4)
+        attention = jax.nn.softmax(q @ k.mT / math.sqrt(q.shape[-1]), axis=-1)
+        x = x + dense(p["attn"]["proj"], (attention @ v).transpose(0, 2, 1, 3).reshape(x.shape))
+        y = jax.nn.gelu(dense(p["mlp"]["fc1"], norm(p["norm2"], x, config.norm_epsilon)), approximate=False)
+        return x + dense(p["mlp"]["fc2"], y)
+
+    def apply(params: Any, images: Any) -> Any:
+        x = images.reshape(len(images), grid[0], patch[0], grid[1], patch[1], -1).transpose(0, 1, 3, 2, 4, 5)
+        x = dense(params["patch_embed"], x.reshape(len(images), grid[0] * grid[1], -1))
+        token = jnp.broadcast_to(params["cls_token"], (len(images), *params["cls_token"].shape))
+        x = jnp.concatenate([token, x], axis=1) + params["pos_embed"]
+        for p in params["blocks"]:
+            x = block(p, x)
+        return dense(params["head"], norm(params["norm"], x[:, 0], config.final_norm_epsilon))
+
+    return apply
+
+
+def traced(variant: str, how: str, settings: dict[str, Any], repeats: int) -> list[str]:
+    """One row of the table of traced models: the same map by a traced model and by ours, in turn."""
+    model, params = draw(variant, "float32")
+    shape = model.config.image_shape
+    batch = jnp.asarray(np.random.default_rng(0).standard_normal((1, *shape)), "float32")
+    given = params
+
+    def apply(p: Any, x: Any) -> Any:
+        return jax.vmap(lambda image: model.apply({"params": p}, image)[0])(x)
+
+    if how != "our model":
+        apply, depth = unrolled(model.config), model.config.depth
+        given = params | {"blocks": [jax.tree.map(lambda p, i=i: p[i], params["blocks"]) for i in range(depth)]}
+    start = time.perf_counter()
+    jax.make_jaxpr(apply)(given, batch)
+    middle = time.perf_counter()
+    found = lrp_jax.trace(apply, given, batch)
+    tracing = time.perf_counter() - middle
+
+    calls, compile_times, temporaries = [], [], []
+    for m, p in ((found, given), (model, params)):
+        explain = jax.jit(lambda p, x, t, m=m: lrp_jax.explain(m, p, x, t, **settings).relevance)
+        lowered = explain.lower(p, batch, jnp.zeros((1, 1), int))
+        begin = time.perf_counter()
+        calls.append((lowered.compile(), p, batch, jnp.zeros((1, 1), int)))
+        compile_times.append(time.perf_counter() - begin)
+        memory = calls[-1][0].memory_analysis()
+        temporaries.append(memory.temp_size_in_bytes / 1e9 if memory else math.nan)
+    times = np.array([[seconds(*call) for call in calls] for _ in range(repeats + 1)])[1:]
+    return [
+        how,
+        f"{middle - start:.2f}",
+        f"{tracing:.2f}",
+        *(f"{a:.1f} / {b:.1f}" for a, b in [compile_times]),
+        *(f"{a:.2f} / {b:.2f}" for a, b in [temporaries]),
+        " / ".join(f"{1e3 * t:.0f}" for t in np.median(times, axis=0)),
+        f"{np.median(times[:, 0] / times[:, 1]):.2f}",
     ]
 
 
@@ -259,6 +331,9 @@ def main() -> None:
     parser.add_argument(
         "--gradient", action="store_true", help="of a loss on the maps by all parameters, the maps included"
     )
+    parser.add_argument(
+        "--traced", action="store_true", help="instead: the same model by lrp_jax.trace, one image and class"
+    )
     options = parser.parse_args()
 
     if options.reference and not os.path.exists(os.path.join(options.reference, "baselines", "ViT", "ViT_LRP.py")):
@@ -270,6 +345,12 @@ def main() -> None:
         f"{options.model}, {options.dtype}, rules {options.rules}, jax {jax.__version__} on {jax.default_backend()}\n"
     )
     what = "map and gradient" if options.gradient else "map"
+    if options.traced:
+        print("| traced | make_jaxpr, s | trace, s | compile, s, / ours | temporaries, GB, / ours |", end="")
+        print(" a map, ms, / ours | its time / ours |\n|" + "---|" * 7, flush=True)
+        for how in ("our model", "unrolled blocks, a list"):
+            apart(traced, options.model, how, settings, options.repeats)
+        return
     print(f"| images x classes | forward passes a {what} | forward, ms | a {what}, ms | GFLOP a {what} |", end="")
     print(" compile, s | temporaries, GB | resident peak, GB |\n|" + "---|" * 8, flush=True)
     for images, classes in sizes:

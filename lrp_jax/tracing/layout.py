@@ -134,8 +134,8 @@ def centres(
         return jax.vmap(lambda t: jax.jvp(of_example, (zeros[example],), (t,))[1])(tangents)
 
     found = []
-    with jax.ensure_compile_time_eval():
-        all_of_them = mixtures(jnp.asarray(coordinates, dtype))
+    # Compiled ahead, so that values are known inside the caller's jit as well, and the zeros are never made.
+    all_of_them = mixtures.lower(jax.ShapeDtypeStruct(coordinates.shape, dtype)).compile()(coordinates.astype(dtype))
     for mass, *moments in (np.asarray(mixture, np.float64) for mixture in all_of_them):
         reached = mass > 1e-6 * mass.max(initial=0)
         with np.errstate(divide="ignore", invalid="ignore"):
