@@ -68,6 +68,13 @@ def optimised():
     jax.config.update("jax_disable_most_optimizations", True)
 
 
+@pytest.fixture
+def as_users():
+    """Models are written as users write them, whose arrays promote as JAX does by default."""
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        yield
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _free_programs():
     """Give compiled programs back: a process may map only so much memory, and beyond it the compiler crashes."""

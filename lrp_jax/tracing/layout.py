@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -106,6 +106,11 @@ def _contains(program: Recognised, variable: Variable) -> bool:
     return any(variable in step.outputs for step, _ in program.walk())
 
 
+def _values(function: Callable[..., Any], *arguments: np.ndarray) -> Any:
+    """What a function gives, compiled ahead: known inside the caller's jit as well, its zeros never made."""
+    return jax.jit(function).lower(*arguments).compile()(*arguments)
+
+
 def centres(
     program: Recognised, example: int, variables: Sequence[Variable], axes: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -124,7 +129,6 @@ def centres(
     shape, dtype = program.inputs[example].shape, program.inputs[example].dtype
     coordinates = np.stack([np.ones(shape), *(np.broadcast_to(i, shape) for i in np.indices(shape)[1 : 1 + axes])])
 
-    @jax.jit
     def mixtures(tangents: Array) -> list[Array]:
         zeros = [jnp.zeros(v.shape, v.dtype) for v in program.inputs]
 
@@ -134,8 +138,7 @@ def centres(
         return jax.vmap(lambda t: jax.jvp(of_example, (zeros[example],), (t,))[1])(tangents)
 
     found = []
-    # Compiled ahead, so that values are known inside the caller's jit as well, and the zeros are never made.
-    all_of_them = mixtures.lower(jax.ShapeDtypeStruct(coordinates.shape, dtype)).compile()(coordinates.astype(dtype))
+    all_of_them = _values(mixtures, coordinates.astype(dtype))
     for mass, *moments in (np.asarray(mixture, np.float64) for mixture in all_of_them):
         reached = mass > 1e-6 * mass.max(initial=0)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -307,14 +310,13 @@ def readout(program: Recognised, site: Site) -> np.ndarray | None:
     place = products.axes(site.product, side)[2].index(site.query)
     axis = products.free_axes(site.product, side)[place]
 
-    @jax.jit
     def weights() -> Array:
         zeros = jnp.zeros(product.shape, product.dtype)
         outputs, pull = jax.vjp(lambda x: rest_from(program, product, x)[0], zeros)
         (sent,) = pull(jnp.ones_like(outputs))
         return jnp.abs(sent).sum(axis=tuple(i for i in range(sent.ndim) if i != axis))
 
-    found = np.asarray(weights(), np.float64)
+    found = np.asarray(_values(weights), np.float64)
     if not found.max() > 0:
         raise UnclearError("no token of the last attention is read")
     start = site.rows[0] if site.rows else 0

@@ -15,11 +15,7 @@ TARGETS = np.array([[0, 2], [1, 1]])
 WAYS = [way for way in ways(0, 8) if way.get("heads") != "library"]
 
 
-@pytest.fixture(autouse=True)
-def _as_users():
-    """The models are written as users write them."""
-    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("as_users")
 
 
 @functools.cache
@@ -117,6 +113,16 @@ def test_other_parameters_batches_and_transforms():
 
     for g, h in zip(jax.tree.leaves(total(traced)), jax.tree.leaves(total(model)), strict=True):
         np.testing.assert_allclose(g, h, rtol=0, atol=1e-8 * max(np.abs(h).max(), 1e-8))
+
+
+def test_a_model_is_traced_inside_the_callers_jit():
+    model, params = small_model(num_classes=3, **FIELDS)
+
+    @jax.jit
+    def explain(params, images):
+        return lrp_jax.explain(lrp_jax.trace(Plain(model.config), params, images), params, images, TARGETS)
+
+    assert_same(explain(params, images()), expected("transformer_attribution"))
 
 
 class Listed(Plain):
