@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from lrp_jax.program import Equation, activate, deactivate, flatten
+from lrp_jax.program import MOVES, Equation, activate, deactivate, flatten
 from lrp_jax.rules import GRADIENT, Rules
 from lrp_jax.rules.paired import operation, operations
 
@@ -198,13 +198,7 @@ def _probe(model: Model, params: Params, image: Array, taps: Array | None) -> No
         raise ValueError("forward must add the taps to the attention: its logits do not depend on them.")
 
 
-#: What only moves values; a constant may be added as well.
-MOVES = frozenset(
-    {"broadcast_in_dim", "concatenate", "convert_element_type", "copy", "copy_p", "dynamic_slice"}
-    | {"dynamic_update_slice", "expand_dims", "gather", "layout_constraint", "mesh_cast", "name"}
-    | {"optimization_barrier", "pad", "pcast", "pvary", "reduce_precision", "reshape", "reshard", "rev", "scatter"}
-    | {"select_n", "sharding_constraint", "slice", "split", "squeeze", "stack", "transpose", "unstack"}
-)
+#: Beside moves: a constant may be added.
 _SUMS = frozenset({"add", "add_any", "sub"})
 
 

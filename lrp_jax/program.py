@@ -108,6 +108,13 @@ class Program:
                 yield from program.walk()
 
 
+#: What only moves values.
+MOVES = frozenset(
+    {"broadcast_in_dim", "concatenate", "convert_element_type", "copy", "copy_p", "dynamic_slice"}
+    | {"dynamic_update_slice", "expand_dims", "gather", "layout_constraint", "mesh_cast", "name"}
+    | {"optimization_barrier", "pad", "pcast", "pvary", "reduce_precision", "reshape", "reshard", "rev", "scatter"}
+    | {"select_n", "sharding_constraint", "slice", "split", "squeeze", "stack", "transpose", "unstack"}
+)
 #: Calls, and the parameter that has what is called.
 _CALLS = {
     "jit": "jaxpr",

@@ -63,30 +63,30 @@ def seconds(function: Callable[..., Any], *arguments: Any) -> float:
     return time.perf_counter() - start
 
 
-def draw(variant: str, dtype: str) -> tuple[lrp_jax.ViT, Any]:
-    """The demo model, or one of a published size with random weights."""
+def draw(variant: str, dtype: str, images: int) -> tuple[lrp_jax.ViT, Any, Any]:
+    """The demo model, or one of a published size with random weights; and a batch of noise."""
+    if dtype == "float64":
+        jax.config.update("jax_enable_x64", True)
     if variant == "demo":
         model, params = lrp_jax.load("demo")
     else:
         model = lrp_jax.ViT(lrp_jax.ViTConfig.from_variant(variant))
         params = jax.jit(model.init)(jax.random.key(0), jnp.zeros(model.config.image_shape, jnp.float32))["params"]
-    return model, jax.tree.map(lambda p: p.astype(dtype), params)
+    noise = np.random.default_rng(0).standard_normal((images, *model.config.image_shape))
+    batch = jnp.asarray(noise, "float32" if dtype == "bfloat16" else dtype)
+    return model, jax.tree.map(lambda p: p.astype(dtype), params), batch
 
 
 def measure(
     variant: str, images: int, classes: int, settings: dict[str, Any], dtype: str, repeats: int, gradient: bool
 ) -> list[str]:
     """One row of the table; with ``gradient``, of a step of training by a loss on maps."""
-    if dtype == "float64":
-        jax.config.update("jax_enable_x64", True)
-    model, params = draw(variant, dtype)
-    kind = "float32" if dtype == "bfloat16" else dtype
-    rng = np.random.default_rng(0)
-    batch = jnp.asarray(rng.standard_normal((images, *model.config.image_shape)), kind)
+    model, params, batch = draw(variant, dtype, images)
+    rng = np.random.default_rng(1)
     targets = jnp.asarray(rng.integers(0, model.config.num_classes, (images, classes)))
 
     forward = jax.jit(lambda p, x: jax.vmap(lambda i: model.forward(p, i, None, GRADIENT)[0])(x))
-    mask = jnp.asarray(rng.standard_normal((images, classes, *model.grid)), kind)
+    mask = jnp.asarray(rng.standard_normal((images, classes, *model.grid)), batch.dtype)
 
     def explain(params: Any, images: Any, targets: Any) -> Any:
         return lrp_jax.explain(model, params, images, targets, **settings).relevance
@@ -148,17 +148,16 @@ def unrolled(config: lrp_jax.ViTConfig) -> Callable[..., Any]:
     return apply
 
 
-def traced(variant: str, how: str, settings: dict[str, Any], repeats: int) -> list[str]:
+def traced(variant: str, as_list: bool, settings: dict[str, Any], dtype: str, repeats: int) -> list[str]:
     """One row of the table of traced models: the same map by a traced model and by ours, in turn."""
-    model, params = draw(variant, "float32")
-    shape = model.config.image_shape
-    batch = jnp.asarray(np.random.default_rng(0).standard_normal((1, *shape)), "float32")
+    model, params, batch = draw(variant, dtype, 1)
+    target = jnp.zeros((1, 1), int)
     given = params
 
     def apply(p: Any, x: Any) -> Any:
         return jax.vmap(lambda image: model.apply({"params": p}, image)[0])(x)
 
-    if how != "our model":
+    if as_list:
         apply, depth = unrolled(model.config), model.config.depth
         given = params | {"blocks": [jax.tree.map(lambda p, i=i: p[i], params["blocks"]) for i in range(depth)]}
     start = time.perf_counter()
@@ -170,19 +169,19 @@ def traced(variant: str, how: str, settings: dict[str, Any], repeats: int) -> li
     calls, compile_times, temporaries = [], [], []
     for m, p in ((found, given), (model, params)):
         explain = jax.jit(lambda p, x, t, m=m: lrp_jax.explain(m, p, x, t, **settings).relevance)
-        lowered = explain.lower(p, batch, jnp.zeros((1, 1), int))
+        lowered = explain.lower(p, batch, target)
         begin = time.perf_counter()
-        calls.append((lowered.compile(), p, batch, jnp.zeros((1, 1), int)))
+        calls.append((lowered.compile(), p, batch, target))
         compile_times.append(time.perf_counter() - begin)
         memory = calls[-1][0].memory_analysis()
         temporaries.append(memory.temp_size_in_bytes / 1e9 if memory else math.nan)
     times = np.array([[seconds(*call) for call in calls] for _ in range(repeats + 1)])[1:]
     return [
-        how,
+        "unrolled blocks, a list" if as_list else "our model",
         f"{middle - start:.2f}",
         f"{tracing:.2f}",
-        *(f"{a:.1f} / {b:.1f}" for a, b in [compile_times]),
-        *(f"{a:.2f} / {b:.2f}" for a, b in [temporaries]),
+        " / ".join(f"{t:.1f}" for t in compile_times),
+        " / ".join(f"{size:.2f}" for size in temporaries),
         " / ".join(f"{1e3 * t:.0f}" for t in np.median(times, axis=0)),
         f"{np.median(times[:, 0] / times[:, 1]):.2f}",
     ]
@@ -282,9 +281,7 @@ def compare(variant: str, name: str, path: str | None, settings: dict[str, Any],
     import torch
 
     device = "cuda" if jax.default_backend() == "gpu" and torch.cuda.is_available() else "cpu"
-    model, params = draw(variant, "float32")
-    rng = np.random.default_rng(0)
-    image = jnp.asarray(rng.standard_normal((1, *model.config.image_shape)), "float32")
+    model, params, image = draw(variant, "float32", 1)
     target = jnp.zeros((1, 1), int)
     ours = jax.jit(lambda p, x, t: lrp_jax.explain(model, p, x, t, **settings).relevance)
     forward, explain = reference(path, model.config, device) if path else peer(name, model.config, device)
@@ -336,6 +333,8 @@ def main() -> None:
     )
     options = parser.parse_args()
 
+    if options.traced and (options.gradient or options.reference or options.images or options.classes != [1]):
+        parser.error("--traced is of one image and one class, without --images, --classes, --gradient and --reference.")
     if options.reference and not os.path.exists(os.path.join(options.reference, "baselines", "ViT", "ViT_LRP.py")):
         parser.error(f"--reference must be a checkout with baselines/ViT/ViT_LRP.py, got {options.reference!r}.")
 
@@ -348,8 +347,8 @@ def main() -> None:
     if options.traced:
         print("| traced | make_jaxpr, s | trace, s | compile, s, / ours | temporaries, GB, / ours |", end="")
         print(" a map, ms, / ours | its time / ours |\n|" + "---|" * 7, flush=True)
-        for how in ("our model", "unrolled blocks, a list"):
-            apart(traced, options.model, how, settings, options.repeats)
+        for as_list in (False, True):
+            apart(traced, options.model, as_list, settings, options.dtype, options.repeats)
         return
     print(f"| images x classes | forward passes a {what} | forward, ms | a {what}, ms | GFLOP a {what} |", end="")
     print(" compile, s | temporaries, GB | resident peak, GB |\n|" + "---|" * 8, flush=True)

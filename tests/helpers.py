@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import unicodedata
 import warnings
 import zipfile
@@ -126,6 +127,19 @@ def drawn(model, seed=1):
         return jnp.asarray(drawn, jnp.float32)
 
     return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page, *languages):
+    """The blocks of a page of documentation: language and code."""
+    return [(language, code) for language, code in BLOCK.findall(page.read_text()) if language in languages]
+
+
+def promised(text):
+    """What comments say that a print gives."""
+    return re.findall(r"^print\(.*#\s+(\S.*)$", text, re.MULTILINE)
 
 
 def lines(folder):

@@ -209,7 +209,10 @@ def sent(model, params, rules="stable"):
 
     def of_one(image):
         taps = zero_taps(model, params, image, 0)
-        run = lambda rules, image, taps: model.forward(params, image, taps, rules)  # noqa: E731
+
+        def run(rules, image, taps):
+            return model.forward(params, image, taps, rules)
+
         logits, pull, attention = vjp(run, (GRADIENT, lrp_jax.RULES[rules]), image, taps)
         return logits, attention, *jax.vmap(pull)(jnp.eye(len(logits)))
 

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from helpers import BLOCK, blocks, promised
 from PIL import Image
 
 import lrp_jax
@@ -23,14 +24,9 @@ from lrp_jax.weights import FAMILIES
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SCRIPT = re.compile(r"python scripts/\S+\.py[^`\n]*")
 OTHERS = ("text", "bibtex")
 HOW_TO = ("a-model-of-your-own", "add-a-method", "add-a-protocol", "add-a-rule-set", "add-a-weight-format")
-
-
-def blocks(page, *languages):
-    return [(language, code) for language, code in BLOCK.findall(page.read_text()) if language in languages]
 
 
 def commands(code):
@@ -107,7 +103,7 @@ def test_python_blocks_run(page, capsys):
         for _, code in blocks(page, "python"):
             exec(compile(code, str(page), "exec"), scope)
     out = capsys.readouterr().out
-    for line in re.findall(r"^print\(.*#\s+(\S.*)$", page.read_text(), re.MULTILINE):
+    for line in promised(page.read_text()):
         assert line in out.splitlines()  # what a comment says is printed, is
     if page.stem == "README":
         assert "(8, 10) (8, 2) (8, 2, 8, 8)" in out

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import drawn
+from helpers import drawn, small_images, small_model
 from scipy.special import erf
 
 import lrp_jax
@@ -68,6 +68,17 @@ def test_unknown_variant(variant):
 def test_bad_configuration(fields, message):
     with pytest.raises(ValueError, match=message):
         lrp_jax.ViTConfig(**fields)
+
+
+def test_parameters_of_other_shapes_are_refused():
+    model, params = small_model()
+    image = small_images(1)[0]
+    fewer = params | {"blocks": jax.tree.map(lambda p: p[:2], params["blocks"])}
+    with pytest.raises(ValueError, match="parameters of 3 blocks were expected, got 2"):
+        model.apply({"params": fewer}, image)
+    narrow = params | {"head": {"kernel": params["head"]["kernel"][:4], "bias": params["head"]["bias"]}}
+    with pytest.raises(ValueError, match=r"the parameter head/kernel must be \(16, 5\), got \(4, 5\)"):
+        model.apply({"params": narrow}, image)
 
 
 @pytest.mark.parametrize("gelu", ["exact", "tanh"])

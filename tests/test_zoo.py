@@ -4,7 +4,6 @@ Skipped without the extra ``zoo``.
 """
 
 import os
-import re
 import warnings
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import small_model
+from helpers import blocks, promised, small_model
 from plain_vit import FIELDS, assert_sent, images, sent, sent_by_the_vit, separate
 
 import lrp_jax
@@ -28,16 +27,10 @@ with warnings.catch_warnings():
     transformers = pytest.importorskip("transformers")
     from flax import nnx
 
-pytestmark = pytest.mark.filterwarnings("default")
+pytestmark = [pytest.mark.usefixtures("as_users"), pytest.mark.filterwarnings("default")]
 
 PAGE = Path(__file__).parent.parent / "docs" / "other-libraries.md"
 WIDTH, HEADS, DEPTH, MLP = (FIELDS[name] for name in ("width", "num_heads", "depth", "mlp_dim"))
-
-
-@pytest.fixture(autouse=True)
-def _as_users():
-    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        yield
 
 
 # One model, in the layers of each library. Arguments: configuration, parameters as tests/plain_vit.py separates them.
@@ -60,8 +53,10 @@ class EquinoxBlock(eqx.Module):
     def __call__(self, x):
         y = jax.vmap(self.norm1)(x)
         x = x + self.attention(y, y, y)
-        mlp = lambda token: self.fc2(jax.nn.gelu(self.fc1(self.norm2(token)), approximate=False))  # noqa: E731
-        return x + jax.vmap(mlp)(x)
+        return x + jax.vmap(self.mlp)(x)
+
+    def mlp(self, token):
+        return self.fc2(jax.nn.gelu(self.fc1(self.norm2(token)), approximate=False))
 
 
 class Equinox(eqx.Module):
@@ -95,16 +90,18 @@ def equinox(config, params):
         )
         return eqx.tree_at(lambda x: (x.weight, x.bias), layer, (given["weight"], given["bias"]))
 
+    def projected(attention):
+        return attention.query_proj, attention.key_proj, attention.value_proj, attention.output_proj
+
     def block(layer, p):
         projections = [{"kernel": q["kernel"].reshape(WIDTH, -1), "bias": q["bias"].reshape(-1)} for q in p["qkv"]]
         projections.append({"kernel": p["proj"]["kernel"].reshape(-1, WIDTH), "bias": p["proj"]["bias"]})
-        where = lambda a: (a.query_proj, a.key_proj, a.value_proj, a.output_proj)  # noqa: E731
-        inside = [filled(old, q) for old, q in zip(where(layer.attention), projections, strict=True)]
+        inside = [filled(old, q) for old, q in zip(projected(layer.attention), projections, strict=True)]
         layers = [filled(getattr(layer, name), p[name]) for name in ("norm1", "norm2", "fc1", "fc2")]
         return eqx.tree_at(
             lambda b: (b.attention, b.norm1, b.norm2, b.fc1, b.fc2),
             layer,
-            (eqx.tree_at(where, layer.attention, tuple(inside)), *layers),
+            (eqx.tree_at(projected, layer.attention, tuple(inside)), *layers),
         )
 
     module, patches = Equinox(config), params["patches"]
@@ -178,8 +175,12 @@ def of_keras(config, params):
             put.append((made, p))
             return made
 
-        norm = lambda p, epsilon: layer(layers.LayerNormalization(epsilon=epsilon), [p["scale"], p["bias"]])  # noqa: E731
-        dense = lambda p, n: layer(layers.Dense(n), [p["kernel"], p["bias"]])  # noqa: E731
+        def norm(p, epsilon):
+            return layer(layers.LayerNormalization(epsilon=epsilon), [p["scale"], p["bias"]])
+
+        def dense(p, n):
+            return layer(layers.Dense(n), [p["kernel"], p["bias"]])
+
         p = params["patches"]
         x = layer(layers.Conv2D(WIDTH, config.patch_size, config.patch_size), [p["kernel"], p["bias"]])(inputs)
         x = layers.Reshape((6, WIDTH))(x)
@@ -227,8 +228,8 @@ def assert_same_maps(traced, params, model, converted, tolerance=1e-9):
             b = lrp_jax.explain(model, converted, SQUARE, TARGETS, method=method, rules=rules)
             np.testing.assert_allclose(a.logits, b.logits, rtol=tolerance, atol=tolerance)
             # The authors' rules divide by sums plus 1e-9: a scale before a product or after it makes a difference.
-            tolerance = max(10 * tolerance, 1e-6) if rules == "chefer" else tolerance
-            np.testing.assert_allclose(a.relevance, b.relevance, rtol=0, atol=tolerance * np.abs(b.relevance).max())
+            of_map = max(10 * tolerance, 1e-6) if rules == "chefer" else tolerance
+            np.testing.assert_allclose(a.relevance, b.relevance, rtol=0, atol=of_map * np.abs(b.relevance).max())
 
 
 SMALL = {"image_size": 32, "patch_size": 8, "num_labels": 5, "hidden_size": 16, "num_hidden_layers": 2}
@@ -264,7 +265,11 @@ def test_a_model_of_equimo_is_the_one_that_convert_reads():
     )  # fmt: skip
     arrays, static = eqx.partition(eqx.nn.inference_mode(module), eqx.is_array)
     arrays, key = randomised(arrays), jax.random.key(0)
-    apply = lambda p, x: jax.vmap(lambda i: eqx.combine(p, static)(i.transpose(2, 0, 1), key=key))(x)  # noqa: E731
+
+    def apply(arrays, images):
+        module = eqx.combine(arrays, static)
+        return jax.vmap(lambda image: module(image.transpose(2, 0, 1), key=key))(images)
+
     names = {"prenorm": "norm1", ".norm.": ".norm2.", "global_pos_embed.weight": "pos_embed"}
     weights = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(arrays)[0]:
@@ -309,9 +314,9 @@ def test_a_model_of_jimm_has_its_own_gradient():
         assert np.ptp(relevance, axis=(2, 3)).min() > 0
 
 
-@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL))
+@pytest.mark.parametrize("code", [code for _, code in blocks(PAGE, "python")])
 def test_every_block_of_the_page_runs_by_itself(code, capsys):
     with jax.enable_x64(False):
         exec(compile(code, str(PAGE), "exec"), {"__name__": "page"})
-    (said,) = re.findall(r"^print\(.*#\s+(\S.*)$", code, re.MULTILINE)
+    (said,) = promised(code)
     assert said in capsys.readouterr().out.splitlines()

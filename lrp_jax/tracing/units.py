@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 
-from lrp_jax import model
+from lrp_jax import program
 from lrp_jax.program import Equation, Program, Variable, dominators
 
 #: Elementwise, of one value or of several of one shape.
@@ -21,7 +21,7 @@ ELEMENTWISE = frozenset(
     | {"tan", "tanh"}
 )
 #: What only moves values.
-MOVES = model.MOVES | {"tile"}
+MOVES = program.MOVES | {"tile"}
 REDUCTIONS = frozenset({"reduce_sum", "reduce_max", "reduce_min"})
 #: Moves that take a value to another place along an axis.
 _DISPLACING = frozenset(

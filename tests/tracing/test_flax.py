@@ -1,7 +1,6 @@
 """One Vision Transformer in Flax's own layers, linen and NNX, with the weights of the library's: one map."""
 
 import functools
-import warnings
 
 import flax.linen as nn
 import jax
@@ -16,11 +15,10 @@ import lrp_jax
 WIDTH, HEADS, DEPTH = (FIELDS[name] for name in ("width", "num_heads", "depth"))
 
 
-@pytest.fixture(autouse=True)
-def _as_users():
-    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Using 'Module.sow", DeprecationWarning)
-        yield
+pytestmark = [
+    pytest.mark.usefixtures("as_users"),
+    pytest.mark.filterwarnings("ignore:Using 'Module.sow:DeprecationWarning"),
+]
 
 
 class Block(nn.Module):

@@ -8,11 +8,7 @@ import pytest
 import lrp_jax
 from lrp_jax import tracing
 
-
-@pytest.fixture(autouse=True)
-def _as_users():
-    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("as_users")
 
 
 IMAGES = jax.random.normal(jax.random.key(0), (2, 8, 8, 3), jnp.float64)
