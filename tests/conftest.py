@@ -24,7 +24,7 @@ if tuple(map(int, jaxlib.__version__.split(".")[:2])) < (0, 11):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
 jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".pytest_cache" / "programs"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 gc.set_threshold(50_000, 20, 100)  # tracing makes many small objects, and collecting them was a tenth of it
 
 

@@ -216,7 +216,7 @@ def sent(model, params, rules="stable"):
         logits, pull, attention = vjp(run, (GRADIENT, lrp_jax.RULES[rules]), image, taps)
         return logits, attention, *jax.vmap(pull)(jnp.eye(len(logits)))
 
-    return jax.vmap(of_one)(images())
+    return jax.jit(jax.vmap(of_one))(images())
 
 
 @functools.cache

@@ -1,9 +1,7 @@
 """Heat maps over pictures."""
 
-import jax
 import numpy as np
 import pytest
-from helpers import drawn
 from PIL import Image
 
 import lrp_jax
@@ -72,14 +70,3 @@ def test_panel(pixels):
     assert (drawn[False] != drawn[True]).any()
     with pytest.raises(ValueError, match="shape"):
         lrp_jax.panel(image, maps, "ab", signed=(True, False, True))
-
-
-@pytest.mark.parametrize("name", lrp_jax.METHODS)
-def test_signed_methods_are_those_with_values_below_zero(name):
-    config = lrp_jax.ViTConfig(image_size=16, patch_size=8, width=8, depth=2, num_heads=2, mlp_dim=8, num_classes=3)
-    model = lrp_jax.ViT(config)
-    image = np.random.default_rng(0).standard_normal((16, 16, 3), np.float32)
-    params = jax.tree.map(lambda p: p * 3, drawn(model, seed=3))
-    few = {"smoothgrad": {"samples": 2}, "integrated_gradients": {"steps": 2}, "rise": {"masks": 8}}.get(name, {})
-    relevance = lrp_jax.explain(model, params, image[None], np.arange(3)[None], method=name, **few).relevance
-    assert bool((relevance < 0).any()) == lrp_jax.METHODS[name].signed
