@@ -61,7 +61,9 @@ def test_the_gradient_of_a_map_equals_finite_differences(method, options, fields
 
     @jax.jit
     def value_and_gradient(params, images):
-        value, (by_params, by_images) = of_all(jax.value_and_grad(jax.checkpoint(loss), (0, 1)))(params, images, weights)
+        value, (by_params, by_images) = of_all(jax.value_and_grad(jax.checkpoint(loss), (0, 1)))(
+            params, images, weights
+        )
         return value.sum(), (jax.tree.map(lambda g: g.sum(axis=0), by_params), by_images[:, 0])
 
     def value(arguments):

@@ -17,7 +17,7 @@ SHORT = {"smoothgrad": {"samples": 3}, "integrated_gradients": {"steps": 3}, "ri
 
 @pytest.mark.parametrize("name", METHODS)
 def test_what_is_said_of_a_method_holds(name):
-    """Resolution, class specificity, signs, the image's own logits; a batch equals single calls, in the caller's jit."""
+    """Resolution, class specificity, signs, the image's own logits; a batch equals single calls, in a jit."""
     method = METHODS[name]
     model, params = small_model()
     images, targets = small_images(2), np.array([[0, 1], [2, 3]])
