@@ -151,7 +151,7 @@ def _check_images(images: ArrayLike) -> Array:
 def _check(model: Model, params: Params, images: Any, targets: ArrayLike | None) -> tuple[Any, Array | None]:
     """The arguments as arrays ``[B, H, W, channels]`` and ``[B, K]`` or ``[B, K, C]``, or a ValueError."""
     images = model.check(images) if isinstance(model, Checked) and not model.is_image else _check_images(images)
-    batch = len(jax.tree.leaves(images)[0])
+    batch = jax.tree.leaves(images)[0].shape[0]  # a symbol, where a program of any batch is exported
     if targets is None:
         return images, None
     targets = _as_array("targets", targets)
@@ -162,7 +162,7 @@ def _check(model: Model, params: Params, images: Any, targets: ArrayLike | None)
             "targets must be class indices, integers [B] or [B, K], or weights of the logits, floats [B, K, C]; got "
             f"{targets.dtype} of the shape {targets.shape}."
         )
-    if len(targets) != batch or targets.size == 0:
+    if targets.shape[0] != batch or targets.size == 0:
         raise ValueError(
             f"targets must be [B], [B, K] or [B, K, C] for {batch} images, K at least 1; got the shape {targets.shape}."
         )
@@ -171,7 +171,7 @@ def _check(model: Model, params: Params, images: Any, targets: ArrayLike | None)
     if integers:
         if not _all(lambda t: (t >= 0) & (t < classes), targets):
             raise ValueError(f"targets must be class indices 0 to {classes - 1}, got {np.asarray(targets).tolist()}.")
-        return images, jnp.asarray(targets.reshape(len(targets), -1))
+        return images, jnp.asarray(targets[:, None] if targets.ndim == 1 else targets)
     if targets.shape[2] != classes:
         raise ValueError(f"weights of the logits must be [B, K, {classes}], got the shape {targets.shape}.")
     if not _all(jnp.isfinite, targets):

@@ -130,7 +130,7 @@ class Traced(Checked):
             if array.shape[1:] != variable.shape[1:] or array.dtype != variable.dtype or array.ndim == 0:
                 expected = f"{variable.dtype}[B,{','.join(map(str, variable.shape[1:]))}]"
                 raise ValueError(f"an input must be {expected}, got {array.dtype}{list(array.shape)}.")
-        if len({len(array) for array in arrays}) != 1:
+        if len({array.shape[0] for array in arrays}) != 1:
             raise ValueError(f"the inputs must be of one batch, got {[array.shape for array in arrays]}.")
         return jax.tree.unflatten(structure, arrays)
 

@@ -146,7 +146,13 @@ class _Recogniser:
             operation.name == "move" or equation.primitive in {"mul", "div", "sub", "add", "neg"}
         ):
             self.pixels.update(made)
-        return Step(operation, given, made, (equation,))
+        weighted = self.weights(equation) if operation is not None and operation.name == "multiply" else frozenset()
+        return Step(operation, given, made, (equation,), weighted=weighted)
+
+    def weights(self, equation: Equation) -> frozenset[int]:
+        """The sizes of the axes over which a factor is a softmax: a weighted sum may be written so."""
+        softmaxes = [self.softmax_of(variable)[0] for variable in equation.active]
+        return frozenset().union(*(unit.reduced for unit in softmaxes if unit is not None))
 
     def fold(self, first: Equation) -> None:
         """See whether scales and shifts follow a product with parameters, of its output features alone."""

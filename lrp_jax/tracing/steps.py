@@ -18,12 +18,14 @@ class Step:
         inputs: what it reads.
         outputs: what it gives.
         equations: what it is made of.
+        weighted: of a multiplication by a softmax, the sizes of the axes over which its weights sum to 1.
     """
 
     operation: Operation | None
     inputs: tuple[Variable, ...]
     outputs: tuple[Variable, ...]
     equations: tuple[Equation, ...]
+    weighted: frozenset[int] = dataclasses.field(default=frozenset(), kw_only=True)
 
     @property
     def active(self) -> list[Variable]:

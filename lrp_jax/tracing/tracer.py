@@ -192,7 +192,7 @@ def _layout(
     explained = {product for site in sites for product in site.products}
     for step, _ in program.walk():
         matmul = step.operation is not None and step.operation.name == "matmul"
-        if matmul and step.equations[0] not in explained:
+        if (matmul and step.equations[0] not in explained) or n in step.weighted:
             why = f"it has a product of two activations that is no attention it is known to be, {step.equations[0]}"
             return nothing | {"without_attention": why}
     order: np.ndarray | None = None

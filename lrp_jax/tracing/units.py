@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 
+import jax
+
 from lrp_jax import program
 from lrp_jax.program import Equation, Program, Variable, dominators
 
@@ -53,6 +55,21 @@ class Unit:
         inside = {v for equation in self.equations for v in equation.outputs} | {self.input}
         read = dict.fromkeys(v for equation in self.equations for v in equation.inputs)
         return [v for v in read if v not in inside]
+
+    @property
+    def reduced(self) -> frozenset[int]:
+        """The sizes of the axes that it sums over."""
+        equations = [inner for equation in self.equations for inner in _opened(equation)]
+        sums = [equation for equation in equations if equation.primitive == "reduce_sum"]
+        return frozenset(e.inputs[0].shape[axis] for e in sums for axis in e.params["axes"])
+
+
+def _opened(equation: Equation) -> list[Equation]:
+    """An equation, or those that it is made of, if it is a function that was kept whole."""
+    if not equation.inner:
+        return [equation]
+    given = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in equation.inputs]
+    return program.flatten(jax.make_jaxpr(equation.call)(*given), lambda primitives: False).equations
 
 
 def is_local(equation: Equation) -> bool:

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -123,6 +124,42 @@ def test_a_model_is_traced_inside_the_callers_jit():
         return lrp_jax.explain(lrp_jax.trace(Plain(model.config), params, images), params, images, TARGETS)
 
     assert_same(explain(params, images()), expected("transformer_attribution"))
+
+
+def test_a_model_is_exported_for_any_batch():
+    """With symbols for its sizes, as a program that other processes run."""
+    model, params = small_model(num_classes=3, **FIELDS)
+    traced = lrp_jax.trace(Plain(model.config), params, images())
+    explain = jax.jit(lambda p, x, t: lrp_jax.explain(traced, p, x, t).relevance)
+    (batch,) = jax.export.symbolic_shape("b")
+    sizes = [jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype) for x in (images(), TARGETS)]
+    exported = jax.export.export(explain)(params, *sizes)
+    whole = expected("transformer_attribution").relevance
+    np.testing.assert_allclose(
+        exported.call(params, images(), TARGETS), whole, rtol=0, atol=1e-10 * np.abs(whole).max()
+    )
+
+
+def test_heads_in_another_order_and_a_trace_of_another_batch():
+    model, params = small_model(num_classes=3, **FIELDS)
+    order, d = np.array([1, 0]), 4
+    blocks = params["blocks"]
+    qkv, proj = blocks["attn"]["qkv"], blocks["attn"]["proj"]
+
+    def by_head(x, axis):
+        shape = (*x.shape[:axis], -1, 2, d, *x.shape[axis + 1 :])
+        return x.reshape(shape).take(order, axis + 1).reshape(x.shape)
+
+    attn = {
+        "qkv": {"kernel": by_head(qkv["kernel"], 2), "bias": by_head(qkv["bias"], 1)},
+        "proj": proj | {"kernel": by_head(proj["kernel"], 1)},
+    }
+    permuted = params | {"blocks": blocks | {"attn": attn}}
+    traced = lrp_jax.trace(Plain(model.config), permuted, images(8))
+    for method in ("transformer_attribution", "full_lrp"):
+        assert_same(lrp_jax.explain(traced, permuted, images(), TARGETS, method=method), expected(method))
+    attention = [lrp_jax.attention_signals(m, p, images()).attention for m, p in ((traced, permuted), (model, params))]
+    np.testing.assert_allclose(attention[0][:, :, order], attention[1], rtol=0, atol=1e-10)
 
 
 class Listed(Plain):

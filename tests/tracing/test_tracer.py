@@ -158,6 +158,29 @@ def test_attention_in_windows_has_no_maps_of_tokens():
     assert stage.shape == (2, 1, 4, 4)
 
 
+def test_a_weighted_sum_over_the_tokens_is_no_gate():
+    """Attention that is no product of matrices would be missing silently; a choice of experts is no attention."""
+    params = parameters(**{"in": (12, 6), "w": (6, 6), "score": (6, 1), "router": (6, 3), "out": (6, 4)})
+
+    def apply(params, x, weigh):
+        x = x.reshape(-1, 4, 2, 4, 2, 3).transpose(0, 1, 3, 2, 4, 5).reshape(-1, 16, 12) @ params["in"]
+        x = jax.nn.softmax(jnp.einsum("bqd,bkd->bqk", x, x), axis=-1) @ (x @ params["w"])
+        return weigh(x) @ params["out"]
+
+    def pooled(x):
+        return (jax.nn.softmax(x @ params["score"], axis=1) * x).sum(axis=1)
+
+    def routed(x):
+        experts = jnp.stack([x, x @ params["w"], x @ params["w"].T], axis=2)
+        return (jax.nn.softmax(x @ params["router"], axis=-1)[..., None] * experts).sum(axis=2).mean(axis=1)
+
+    with pytest.raises(ValueError, match=r"no attention it is known to be, mul of .*test_tracer.py"):
+        lrp_jax.explain(lrp_jax.trace(lambda p, x: apply(p, x, pooled), params, IMAGES), params, IMAGES)
+    traced = lrp_jax.trace(lambda p, x: apply(p, x, routed), params, IMAGES)
+    assert traced.without_attention == ""
+    np.testing.assert_allclose(traced.readout, 1 / 16)
+
+
 def test_the_report_has_every_operation_and_its_line():
     model = lrp_jax.trace(text, TEXT, TOKENS, position=0)
     lines = model.report()
