@@ -33,14 +33,15 @@ class Tape:
         return found[0]
 
 
-#: What was divided by 0 and is lost: where nothing contributes with the sign that a rule counts.
+#: What safe divisions lose of what they share out: all where nothing contributes, else a part in b / 1e-9.
 LOST = []
 
 
-def safe(a, b):
-    LOST.append(np.where(b == 0, a, 0).sum())
+def safe(a, b, share=1):
     d = b + 1e-9
-    return np.where(b == 0, 0, a / np.where(d == 0, 1e-9, d))
+    s = np.where(b == 0, 0, a / np.where(d == 0, 1e-9, d))
+    LOST.append(share * (a - b * s).sum())
+    return s
 
 
 def split(r, a, b):
@@ -251,16 +252,16 @@ def attention(key, c, first):
         scores = t @ tape.value(k).T
         s = tape.put(
             scores,
-            (flat, lambda r: t * (safe(r, scores) @ tape.value(k)) / 2),
-            (k, lambda r: tape.value(k) * (safe(r, scores).T @ t) / 2),
+            (flat, lambda r: t * (safe(r, scores, 1 / 2) @ tape.value(k)) / 2),
+            (k, lambda r: tape.value(k) * (safe(r, scores, 1 / 2).T @ t) / 2),
         )
         e = np.exp(scores / 4 - (scores / 4).max(-1, keepdims=True))
         a = tape.put(e / e.sum(-1, keepdims=True), (s, lambda r: r))
         z = tape.value(a) @ t
         o = tape.put(
             z,
-            (a, lambda r: tape.value(a) * (safe(r, z) @ t.T) / 2),
-            (flat, lambda r: t * (tape.value(a).T @ safe(r, z)) / 2),
+            (a, lambda r: tape.value(a) * (safe(r, z, 1 / 2) @ t.T) / 2),
+            (flat, lambda r: t * (tape.value(a).T @ safe(r, z, 1 / 2)) / 2),
         )
         return tape.put(tape.value(o).reshape(x.shape), (o, lambda r: r.reshape(-1, c)))
 
@@ -350,5 +351,5 @@ def check(names):
     assert np.isfinite(relevance).all()
     assert np.abs(relevance).max() > 0
     np.testing.assert_allclose(found.relevance[0, 0], relevance, rtol=1e-7, atol=1e-7 * np.abs(relevance).max())
-    # The paper's rules keep the sum, but for the 1e-9 in every division.
+    # The paper's rules keep the sum, but for their safe divisions.
     np.testing.assert_allclose(found.relevance.sum(), 1 - sum(LOST), rtol=0, atol=1e-6 * np.abs(relevance).sum())
