@@ -27,8 +27,9 @@ from lrp_jax.tracing.steps import Loop, Recognised, Site, Step
 def _dense(x: Array, kernel: Array, bias: Any, *, product: Any = jnp.matmul) -> Array:
     if product is jnp.matmul:
         return jnp.broadcast_to(x.mean(axis=-1, keepdims=True), (*x.shape[:-1], kernel.shape[-1]))
-    z = product(x, jnp.ones_like(kernel))
-    return z / (kernel.size / kernel.shape[-1])
+    # Of what there is: a mean with the zeros of a padding would draw rows together in some columns more than in others.
+    ones = jnp.ones_like(kernel)
+    return product(x, ones) / jnp.maximum(product(jnp.ones_like(x), ones), 1)
 
 
 def _matmul(a: Array, b: Array) -> Array:

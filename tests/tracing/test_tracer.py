@@ -158,6 +158,27 @@ def test_attention_in_windows_has_no_maps_of_tokens():
     assert stage.shape == (2, 1, 4, 4)
 
 
+def test_the_grid_of_a_hybrid():
+    """Convolutions with padding reach past the edges, branches differently far: its rows are rows all the same."""
+    params = parameters(stem=(3, 3, 3, 6), block=(3, 3, 6, 6), w=(6, 6), out=(6, 4))
+
+    def conv(x, w, stride):
+        return jax.lax.conv_general_dilated(x, w, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    def apply(params, x):
+        x = conv(x, params["stem"], 2)
+        for _ in range(3):
+            x = x + jax.nn.relu(conv(x, params["block"], 1))
+        x = x.reshape(-1, 16, 6)
+        x = jax.nn.softmax(jnp.einsum("bqd,bkd->bqk", x, x), axis=-1) @ (x @ params["w"])
+        return x.mean(axis=1) @ params["out"]
+
+    model = lrp_jax.trace(apply, params, IMAGES)
+    assert model.grid == (4, 4)
+    assert [stage.grid for stage in model.stages] == [(4, 4)]
+    assert lrp_jax.explain(model, params, IMAGES).relevance.shape == (2, 1, 4, 4)
+
+
 def test_a_weighted_sum_over_the_tokens_is_no_gate():
     """Attention that is no product of matrices would be missing silently; a choice of experts is no attention."""
     params = parameters(**{"in": (12, 6), "w": (6, 6), "score": (6, 1), "router": (6, 3), "out": (6, 4)})
