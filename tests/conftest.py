@@ -19,8 +19,8 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Compilation is nearly all that the tests take: without optimisation, without XLA's fusion emitters (two thirds of it),
-# by one thread, as each core has a test of its own, and each program once for all of them. (0.12 knows no such flag, and
-# an unknown one ends the process.)
+# by one thread, as each core has a test of its own, and each program once for all of them. 0.12 does not know the first
+# flag, and an unknown one ends the process.
 if tuple(map(int, jaxlib.__version__.split(".")[:2])) < (0, 11):
     flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
