@@ -150,7 +150,7 @@ class _Recogniser:
         return Step(operation, given, made, (equation,), weighted=weighted)
 
     def weights(self, equation: Equation) -> frozenset[int]:
-        """The sizes of the axes over which a factor is a softmax: a weighted sum may be written so."""
+        """Over how many values a factor is a softmax: a weighted sum may be written so."""
         softmaxes = [self.softmax_of(variable)[0] for variable in equation.active]
         return frozenset().union(*(unit.reduced for unit in softmaxes if unit is not None))
 

@@ -18,7 +18,7 @@ class Step:
         inputs: what it reads.
         outputs: what it gives.
         equations: what it is made of.
-        weighted: of a multiplication by a softmax, the sizes of the axes over which its weights sum to 1.
+        weighted: of a multiplication by a softmax, how many of its weights sum to 1.
     """
 
     operation: Operation | None

@@ -8,6 +8,7 @@ nothing used elsewhere, is one operation of one variable.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 
 import jax
@@ -58,10 +59,10 @@ class Unit:
 
     @property
     def reduced(self) -> frozenset[int]:
-        """The sizes of the axes that it sums over."""
+        """How many values its sums are of."""
         equations = [inner for equation in self.equations for inner in _opened(equation)]
         sums = [equation for equation in equations if equation.primitive == "reduce_sum"]
-        return frozenset(e.inputs[0].shape[axis] for e in sums for axis in e.params["axes"])
+        return frozenset(math.prod(e.inputs[0].shape[axis] for axis in e.params["axes"]) for e in sums)
 
 
 def _opened(equation: Equation) -> list[Equation]:

@@ -191,12 +191,18 @@ def test_a_weighted_sum_over_the_tokens_is_no_gate():
     def pooled(x):
         return (jax.nn.softmax(x @ params["score"], axis=1) * x).sum(axis=1)
 
+    def pooled_as_a_map(x):
+        x = x.reshape(-1, 4, 4, 6)
+        return (jax.nn.softmax(x @ params["score"], axis=(1, 2)) * x).sum(axis=(1, 2))
+
     def routed(x):
         experts = jnp.stack([x, x @ params["w"], x @ params["w"].T], axis=2)
         return (jax.nn.softmax(x @ params["router"], axis=-1)[..., None] * experts).sum(axis=2).mean(axis=1)
 
-    with pytest.raises(ValueError, match=r"no attention it is known to be, mul of .*test_tracer.py"):
-        lrp_jax.explain(lrp_jax.trace(lambda p, x: apply(p, x, pooled), params, IMAGES), params, IMAGES)
+    for weigh in (pooled, pooled_as_a_map):
+        traced = lrp_jax.trace(lambda p, x, weigh=weigh: apply(p, x, weigh), params, IMAGES)
+        with pytest.raises(ValueError, match=r"no attention it is known to be, mul of .*test_tracer.py"):
+            lrp_jax.explain(traced, params, IMAGES)
     traced = lrp_jax.trace(lambda p, x: apply(p, x, routed), params, IMAGES)
     assert traced.without_attention == ""
     np.testing.assert_allclose(traced.readout, 1 / 16)

@@ -97,7 +97,7 @@ def test_every_family_has_its_models():
 def test_logits_are_those_of_the_original(name):
     weights, fields, image, logits = case(name)
     model, params = lrp_jax.convert(as_float64(weights), **fields)
-    explanation = lrp_jax.explain(model, params, jnp.asarray(image, jnp.float64)[None], method="attention_rollout")
+    explanation = lrp_jax.explain(model, params, jnp.asarray(image, jnp.float64)[None])
     assert relative_error(explanation.logits[0], logits) <= 1e-9
     chex.assert_shape(explanation.relevance, (1, 1, 4, 4))
     chex.assert_tree_all_finite(explanation)
