@@ -20,7 +20,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from lrp_jax.methods import METHODS, Method
-from lrp_jax.model import Checked, Model, Params, full_precision, number_of_classes, prepared
+from lrp_jax.model import Checked, Model, Params, classify, full_precision, number_of_classes, prepared
 from lrp_jax.rules import Rules, named
 from lrp_jax.signals import AttentionSignals, Explanation, signals_at_attention
 
@@ -102,6 +102,22 @@ def attention_signals(
     with full_precision():
         images, targets = _check(model, params, images, targets)
         return _attention_signals(model, params, images, targets, rules=rules)
+
+
+def most_probable(model: Model, params: Params, images: Any, k: int) -> Array:
+    """The classes of the k largest logits of each image, ``[B, k]``, to be given to :func:`explain`.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        images: as of :func:`explain`.
+        k: how many, at most all.
+    """
+
+    def of_each(example: Any) -> Array:
+        return jax.lax.top_k(classify(model, *prepared(model, params, example)).logits, k)[1]
+
+    return jax.vmap(of_each)(images)
 
 
 def _batched(function: Callable[..., Any], model: Model, params: Params, images: Any, targets: Array | None) -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 
@@ -48,6 +49,12 @@ def listed(items: list[str], limit: int = 10) -> str:
     """The items on one line; after ``limit``, how many more there are."""
     more = f", and {len(items) - limit} more" if len(items) > limit else ""
     return ", ".join(items[:limit]) + more
+
+
+def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Which values are not what they were, by key; empty if all are. What JSON makes alike is alike."""
+    said = json.loads(json.dumps(dict(now)))
+    return ", ".join(f"{k} {before.get(k)!r}, not {v!r}" for k, v in said.items() if before.get(k) != v)
 
 
 def set_field(config: Any, name: str, value: Any) -> None:

@@ -6,6 +6,9 @@ Axis letters: C classes, L blocks, h heads, N tokens (class and other prefix tok
 from __future__ import annotations
 
 import abc
+import hashlib
+import re
+import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -13,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -150,6 +154,16 @@ def number_of_layers(model: Model, params: Params, image: Array) -> int:
             f"the model has no attention maps, {model.without_attention}: use a method of the pixels, as full_lrp."
         )
     return classify.eval_shape(model, params, image).attention.shape[0]
+
+
+def digest(params: Params, *said: Any) -> str:
+    """A hash of parameters and of whatever else, by its repr; functions count by their names."""
+    with np.printoptions(threshold=sys.maxsize):
+        text = re.sub(r" at 0x[0-9a-f]+", "", repr(said))
+    found = hashlib.sha256(text.encode())
+    for path, value in jax.tree_util.tree_leaves_with_path(params):
+        found.update(jax.tree_util.keystr(path).encode() + np.asarray(value).tobytes())
+    return found.hexdigest()[:16]
 
 
 def zero_taps(model: Model, params: Params, image: Array, start_layer: int) -> Array:

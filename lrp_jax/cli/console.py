@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 #: Exit statuses: some of what was asked for could not be done; the command was wrong; the user ended it.
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
+_EVERY = 60  # seconds between lines of progress
+
+
+class Advance(Protocol):
+    """Says how far the work is."""
+
+    def __call__(self, done: int, note: str = ..., total: int = ...) -> None:
+        """So many images are done; what else is to be said; and of how many, if it is not what was thought."""
 
 
 @contextmanager
-def progress(title: str, total: int, *, hidden: bool = False) -> Iterator[tuple[Callable[[int], None], Console]]:
-    """A bar on standard error.
+def progress(title: str, total: int, *, hidden: bool = False) -> Iterator[tuple[Advance, Console]]:
+    """A bar on standard error, with images/s and the time that is left; where that is no terminal, a line a minute.
 
     Args:
         title: what is done.
@@ -27,10 +38,25 @@ def progress(title: str, total: int, *, hidden: bool = False) -> Iterator[tuple[
         What to call with the number of images done, and a console for lines beside the bar.
     """
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=errors, disable=hidden) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda done: bar.update(task, completed=done), errors
+    columns = [TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[said]}")]
+    begun: list[float] = []  # when, and with how many
+    printed = time.monotonic()
+    with Progress(*columns, console=errors, disable=hidden or not errors.is_terminal) as bar:
+        task = bar.add_task("", total=total, said="")
+
+        def advance(done: int, note: str = "", total: int = total) -> None:
+            nonlocal printed
+            now = time.monotonic()
+            begun.extend([now, done] if not begun else [])
+            rate = (done - begun[1]) / max(now - begun[0], 1e-9)
+            said = f"{rate:.3g} images/s, {timedelta(seconds=round((total - done) / rate))} left" if rate else ""
+            said += f"; {note}" if said and note else note
+            bar.update(task, completed=done, total=total, said=said)
+            if not (hidden or errors.is_terminal) and now - printed >= _EVERY:
+                printed = now
+                errors.print(f"{title}: {done:,} of {total:,} images{', ' if said else ''}{said}", markup=False)
+
+        yield advance, errors
 
 
 def table(*columns: str) -> Table:

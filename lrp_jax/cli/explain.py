@@ -21,7 +21,7 @@ from jax.typing import ArrayLike
 from PIL import Image
 from rich.table import Table
 
-from lrp_jax.attribution import explain
+from lrp_jax.attribution import explain, most_probable
 from lrp_jax.cli.arguments import add_batch_size, add_method, add_model, positive
 from lrp_jax.cli.console import FAILED, one_line, print_table, progress, table
 from lrp_jax.cli.models import load_model
@@ -29,7 +29,7 @@ from lrp_jax.datasets import pictures_in
 from lrp_jax.files import DATA, replacing
 from lrp_jax.labels import Caption, Labels, Vocabulary
 from lrp_jax.methods import METHODS
-from lrp_jax.model import Model, Params, classify
+from lrp_jax.model import Model, Params
 from lrp_jax.pictures import Preprocessing, crop, panel, read_image
 
 _EXAMPLES = DATA / "examples"
@@ -173,8 +173,7 @@ def _compiled(
         if classes or (contrasts and not options.top_k):
             targets = jnp.broadcast_to(jnp.asarray(classes, jnp.int32), (len(images), len(classes)))
         else:
-            logits = jax.vmap(partial(classify, model, params))(images).logits
-            _, targets = jax.lax.top_k(logits, count)
+            targets = most_probable(model, params, images, count)
         if not contrasts and not options.negate:
             return targets
         others = jnp.broadcast_to(differences, (len(images), *differences.shape))

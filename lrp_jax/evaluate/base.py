@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,8 +22,8 @@ from lrp_jax.evaluate.study import Curves, Figure, Figures, Measure, Record, Stu
 from lrp_jax.files import needs
 from lrp_jax.labels import Labels
 from lrp_jax.methods import METHODS
-from lrp_jax.model import Model, Params, number_of_classes
-from lrp_jax.pictures import Preprocessing
+from lrp_jax.model import Model, Params, digest, number_of_classes
+from lrp_jax.pictures import Preprocessing, described
 from lrp_jax.rules import RULES, Rules
 from lrp_jax.version import __version__
 
@@ -153,28 +151,6 @@ def register(protocol: Protocol) -> Protocol:
     return protocol
 
 
-def described(model: Model, preprocessing: Preprocessing | None, labels: Labels | None) -> tuple[Preprocessing, Labels]:
-    """How images were made of pictures and what logits stand for, as given or as a ViT's own configuration says.
-
-    Args:
-        model: the model.
-        preprocessing: as given, or None.
-        labels: as given, or None.
-
-    Raises:
-        ValueError: one is not given, and the model has no configuration.
-    """
-    config = getattr(model, "config", None)
-    pixels, classes = preprocessing or config, labels or config
-    if not isinstance(pixels, Preprocessing):
-        raise ValueError(
-            f"preprocessing must be Preprocessing, for a model without a ViTConfig; got {preprocessing!r}."
-        )
-    if not isinstance(classes, Labels):
-        raise ValueError(f"labels must be Labels, for a model without a ViTConfig; got {labels!r}.")
-    return pixels, classes
-
-
 def _settings(protocol: Protocol, study: Study, batch_size: int) -> dict[str, Any]:
     """What a run depends on; a ValueError if it cannot be."""
     dataset, method, options = study.dataset, study.method, study.method_options
@@ -199,7 +175,7 @@ def _settings(protocol: Protocol, study: Study, batch_size: int) -> dict[str, An
         "protocol": protocol.name,
         "dataset": dataset.name,
         "images": len(dataset),
-        "model": _digest(study),
+        "model": digest(study.params, study.model, study.preprocessing, study.labels),
         "method": method,
         "options": {k: getattr(v, "name", str(v)) for k, v in {**METHODS[method].options, **options}.items()},
         "batch_size": batch_size,
@@ -207,15 +183,6 @@ def _settings(protocol: Protocol, study: Study, batch_size: int) -> dict[str, An
         "jax": jax.__version__,
         **study.options,
     }
-
-
-def _digest(study: Study) -> str:
-    """A hash of model, parameters, preprocessing and labels; functions count by their names."""
-    said = re.sub(r" at 0x[0-9a-f]+", "", repr((study.model, study.preprocessing, study.labels)))
-    digest = hashlib.sha256(said.encode())
-    for path, value in jax.tree_util.tree_leaves_with_path(study.params):
-        digest.update(jax.tree_util.keystr(path).encode() + np.asarray(value).tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _run(

@@ -12,13 +12,13 @@ from PIL import Image
 
 from lrp_jax.attribution import explain
 from lrp_jax.datasets import Dataset, Sample
-from lrp_jax.evaluate.base import PROTOCOLS, described
+from lrp_jax.evaluate.base import PROTOCOLS
 from lrp_jax.evaluate.study import Summary
 from lrp_jax.files import needs, replacing
 from lrp_jax.labels import Labels
 from lrp_jax.methods import METHODS
 from lrp_jax.model import Model, Params
-from lrp_jax.pictures import Preprocessing, panel
+from lrp_jax.pictures import Preprocessing, described, panel
 
 
 def draw_curves(summary: Summary, path: str | os.PathLike[str]) -> None:

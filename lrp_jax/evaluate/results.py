@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from lrp_jax.checks import changed
 from lrp_jax.datasets import Dataset, Sample
 from lrp_jax.evaluate.study import Record, Summary
 from lrp_jax.files import replacing
@@ -50,10 +51,8 @@ def resumed(folder: Path, settings: Mapping[str, Any], dataset: Dataset) -> list
         images = [line["image"] for line in lines]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder} holds damaged results ({error}): give another folder.") from error
-    changed = [k for k in settings if before.get(k) != settings[k]]
-    if changed:
-        was = ", ".join(f"{k} {before.get(k)!r}, not {settings[k]!r}" for k in changed)
-        raise ValueError(f"{folder} holds a run of other settings ({was}): give it another folder.")
+    if difference := changed(before, settings):
+        raise ValueError(f"{folder} holds a run of other settings ({difference}): give it another folder.")
     if images != [dataset.key(i) for i in range(min(len(images), len(dataset)))]:
         raise ValueError(f"{folder} holds results of other images: give another folder.")
     if len(lines) < len(dataset):

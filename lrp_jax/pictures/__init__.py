@@ -1,7 +1,17 @@
 """Pictures in and out: reading, preprocessing, and heat maps over them."""
 
 from lrp_jax.pictures.draw import overlay, panel
-from lrp_jax.pictures.preprocessing import Preprocessing, crop, preprocess
+from lrp_jax.pictures.preprocessing import Preprocessing, crop, described, preprocess
 from lrp_jax.pictures.read import picture_suffixes, read_image, read_mask
 
-__all__ = ["Preprocessing", "crop", "overlay", "panel", "picture_suffixes", "preprocess", "read_image", "read_mask"]
+__all__ = [
+    "Preprocessing",
+    "crop",
+    "described",
+    "overlay",
+    "panel",
+    "picture_suffixes",
+    "preprocess",
+    "read_image",
+    "read_mask",
+]

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from lrp_jax.checks import check_choice, check_positive, check_truth, pair, set_field
+from lrp_jax.labels import Labels
 
 Interpolation = Literal["bilinear", "bicubic", "lanczos", "nearest", "box"]
 
@@ -142,3 +143,25 @@ def preprocess(picture: Image.Image, preprocessing: Preprocessing) -> np.ndarray
         ValueError: the model has neither 1 nor 3 channels.
     """
     return preprocessing.image(crop(picture, preprocessing))
+
+
+def described(model: Any, preprocessing: Preprocessing | None, labels: Labels | None) -> tuple[Preprocessing, Labels]:
+    """How images were made of pictures and what logits stand for, as given or as a ViT's own configuration says.
+
+    Args:
+        model: the model.
+        preprocessing: as given, or None.
+        labels: as given, or None.
+
+    Raises:
+        ValueError: one is not given, and the model has no configuration.
+    """
+    config = getattr(model, "config", None)
+    pixels, classes = preprocessing or config, labels or config
+    if not isinstance(pixels, Preprocessing):
+        raise ValueError(
+            f"preprocessing must be Preprocessing, for a model without a ViTConfig; got {preprocessing!r}."
+        )
+    if not isinstance(classes, Labels):
+        raise ValueError(f"labels must be Labels, for a model without a ViTConfig; got {labels!r}.")
+    return pixels, classes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import warnings
@@ -25,14 +26,15 @@ def picture_suffixes() -> set[str]:
     return {*Image.registered_extensions(), *_HEIF_SUFFIXES}
 
 
-def read_image(path: str | os.PathLike[str]) -> Image.Image:
+def read_image(path: str | os.PathLike[str] | IO[bytes], *, name: str | None = None) -> Image.Image:
     """Read a picture of any kind as upright RGB.
 
     Grey, palette and 16-bit pictures become 8-bit RGB, what is transparent becomes white, and the rotation that a
     camera noted in EXIF is applied.
 
     Args:
-        path: the file.
+        path: the file, or one that is open for reading bytes.
+        name: what errors call an open file.
 
     Returns:
         The picture, mode RGB.
@@ -42,13 +44,14 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
         ValueError: it is no picture, is truncated or damaged, has floating-point pixels, or is HEIF or AVIF and the
             extra ``heif`` is not installed.
     """
-    image = _loaded(path)
+    called = os.fspath(path) if isinstance(path, (str, os.PathLike)) else name or "the file"
+    image = _loaded(path, called)
     if image.mode == "F":
-        raise ValueError(f"{path} has floating-point pixels, expected 8 or 16 bits.")
+        raise ValueError(f"{called} has floating-point pixels, expected 8 or 16 bits.")
     if image.mode.startswith("I"):  # 16 bits of grey
         grey = np.asarray(image).astype(np.int64)
         if grey.min() < 0 or grey.max() > 65535:
-            raise ValueError(f"{path} has pixels from {grey.min()} to {grey.max()}, expected 8 or 16 bits.")
+            raise ValueError(f"{called} has pixels from {grey.min()} to {grey.max()}, expected 8 or 16 bits.")
         image = Image.fromarray((grey // 257).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -69,7 +72,7 @@ def read_mask(path: str | os.PathLike[str]) -> Image.Image:
         OSError: there is no such file, or it cannot be read.
         ValueError: it is no picture, is truncated or damaged, or is CMYK, YCbCr, LAB or HSV.
     """
-    stored = _loaded(path)
+    stored = _loaded(path, os.fspath(path))
     if stored.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
         raise ValueError(f"{path} is a mask of mode {stored.mode}, expected grey, RGB, or a palette.")
     alpha = "A" in stored.mode
@@ -80,9 +83,9 @@ def read_mask(path: str | os.PathLike[str]) -> Image.Image:
     return Image.fromarray(mask)
 
 
-def _loaded(path: str | os.PathLike[str]) -> Image.Image:
-    """A picture as it is stored, upright."""
-    with open(path, "rb") as file:
+def _loaded(path: str | os.PathLike[str] | IO[bytes], called: str) -> Image.Image:
+    """A picture as it is stored, upright; errors call it so."""
+    with open(path, "rb") if isinstance(path, (str, os.PathLike)) else contextlib.nullcontext(path) as file:
         try:
             with _WARNINGS, warnings.catch_warnings():
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -90,13 +93,13 @@ def _loaded(path: str | os.PathLike[str]) -> Image.Image:
             opened.load()
             image: Image.Image = ImageOps.exif_transpose(opened)
         except ImportError as error:
-            raise ValueError(f"{path} is a HEIF or AVIF picture: {error}") from error
+            raise ValueError(f"{called} is a HEIF or AVIF picture: {error}") from error
         except UnidentifiedImageError as error:
-            raise ValueError(f"{path} is not a picture of a known format.") from error
+            raise ValueError(f"{called} is not a picture of a known format.") from error
         except Image.DecompressionBombError as error:
-            raise ValueError(f"{path} is too large a picture: {error}") from error
+            raise ValueError(f"{called} is too large a picture: {error}") from error
         except Exception as error:  # Pillow's many readers raise nearly any
-            raise ValueError(f"{path} is a damaged picture: {error}") from error
+            raise ValueError(f"{called} is a damaged picture: {error}") from error
     return image
 
 

@@ -1,0 +1,216 @@
+"""A job: the maps of all images of a source, on all devices of this machine, in a store; resumed where it stopped.
+
+Shards of images are dealt to processes in turn, and a process knows of the others only by the store: none waits for
+another, and what one leaves undone is done by whoever runs the same again.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.typing import ArrayLike
+
+from lrp_jax.checks import changed, listed
+from lrp_jax.jobs import pipeline
+from lrp_jax.jobs.pipeline import Progress
+from lrp_jax.jobs.sources import Pictures, Source
+from lrp_jax.jobs.store import FAILED, Store
+from lrp_jax.jobs.work import Work, fields_of
+from lrp_jax.labels import Labels
+from lrp_jax.model import Model, Params
+from lrp_jax.pictures import Preprocessing, described
+
+_SHARD = 256  # images, at most: what a process that is killed loses
+_SHARD_BYTES = 2**28  # of maps, at most
+
+
+class Report(NamedTuple):
+    """What became of a work.
+
+    Attributes:
+        progress: of this process, at its end.
+        failures: names and reasons of the images of its share that could not be read, those of earlier runs as well.
+        remaining: images that are not in the store yet: other processes' shares.
+    """
+
+    progress: Progress
+    failures: Mapping[str, str]
+    remaining: int
+
+
+def attribute(
+    model: Model,
+    params: Params,
+    source: Source,
+    out: str | os.PathLike[str],
+    *,
+    preprocessing: Preprocessing | None = None,
+    labels: Labels | None = None,
+    method: str = "transformer_attribution",
+    options: Mapping[str, Any] | None = None,
+    targets: ArrayLike | None = None,
+    top_k: int = 1,
+    dtype: str = "float32",
+    upsample: bool = False,
+    batch_size: int = 8,
+    shard_size: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+    progress: Callable[[Progress], None] = lambda progress: None,
+    described_by: Mapping[str, Any] | None = None,
+) -> Report:
+    """Explain all images of a source. The same call goes on where an earlier one stopped.
+
+    An image that cannot be read is recorded with its reason, and tried again by the next call.
+
+    Args:
+        model: any model of images.
+        params: its parameters.
+        source: the images: :func:`lrp_jax.jobs.open_source`.
+        out: the store, a folder or a URL: :mod:`lrp_jax.jobs.store` says what is in it.
+        preprocessing: how images are made of pictures; None: as ``model.config`` says, of a :class:`lrp_jax.ViT`.
+        labels: what the logits stand for; None: likewise.
+        method: a name in :data:`lrp_jax.METHODS`.
+        options: the method's own.
+        targets: class indices ``[K]`` for every image, or ``[n, K]``; None: the most probable ones.
+        top_k: how many of these.
+        dtype: of the maps in the store. In float16 each is divided by its largest absolute value, the array ``scale``.
+            float64 is also computed in.
+        upsample: enlarge maps to the size of the image.
+        batch_size: images at once, on each device.
+        shard_size: images that are written together, a power of two; None: up to 256. A store that is there keeps its.
+        process_index: which of the processes that share the work this is.
+        process_count: how many they are: see :func:`join`.
+        progress: called after each batch.
+        described_by: more to be said in the store's attributes.
+
+    Returns:
+        What was done, and what failed.
+
+    Raises:
+        ValueError: an argument is wrong, the method does not take the model, or the store holds maps of other settings.
+        StoreError: the store cannot be read or written; what is in it stays good.
+        ImportError: the extra ``jobs`` is not installed.
+    """
+    preprocessing, labels = described(model, preprocessing, labels)
+    work = Work(model, params, source, preprocessing, labels, method, dict(options or {}), top_k, dtype, upsample)
+    classes = _checked_targets(targets, len(source.names), labels.num_classes)
+    layouts = work.layouts(classes)
+    if batch_size < 1 or not 0 <= process_index < process_count:
+        raise ValueError(
+            "batch_size must be at least 1 and process_index below process_count; got "
+            f"{batch_size}, {process_index} and {process_count}."
+        )
+    settings = work.settings(classes)
+    store = Store(out)
+    if store.about:
+        if difference := changed(store.about["settings"], settings):
+            raise ValueError(f"{store.out} holds maps of other settings ({difference}): give it another place.")
+        source = work.source = _of_store(store, source)
+    else:
+        row = np.dtype(layouts["relevance"].dtype).itemsize * math.prod(layouts["relevance"].row)
+        shard = _shard(shard_size, len(source.names), process_count, row)
+        described_by = {"labels": fields_of(labels, Labels)} | dict(described_by or {})
+        store.create(settings, described_by, source.names, layouts, shard)
+    shards = range(process_index, math.ceil(len(store) / store.shard), process_count)
+    todo = _remaining(store, source, shards)
+    share = sum(len(store.images(s)) for s in shards)
+    state = Progress(share - sum(len(store.images(s)) for s in todo), share)
+    pipeline.run(work, store, todo, classes, batch_size, state, progress)
+    status = store.read("status")
+    failed = np.concatenate([np.zeros(0, int), *(np.asarray(store.images(s)) for s in shards)])
+    failed = failed[status[failed] == FAILED]
+    names = [source.names[i] for i in failed]
+    return Report(state, dict(zip(names, store.reasons(failed), strict=True)), int((status == 0).sum()))
+
+
+def join(coordinator: str | None = None, count: int | None = None, index: int | None = None) -> tuple[int, int]:
+    """Find the other processes of a job by JAX's distributed runtime, before anything else of JAX is used.
+
+    They are let go of again once all are there, as they share nothing but the store: one that dies stops no other.
+
+    Args:
+        coordinator: host and port of process 0; None: as the environment says (TPU pods, SLURM, Kubernetes, MPI).
+        count: how many processes; None: likewise.
+        index: which of them this is; None: likewise.
+
+    Returns:
+        The index of this process and how many there are.
+
+    Raises:
+        ValueError: the environment does not say it either.
+        RuntimeError: not all came.
+    """
+    jax.distributed.initialize(coordinator, count, index)
+    found = jax.process_index(), jax.process_count()
+    jax.distributed.shutdown()
+    return found
+
+
+def _checked_targets(targets: ArrayLike | None, n: int, classes: int) -> np.ndarray | None:
+    if targets is None:
+        return None
+    array = np.asarray(targets)
+    if (
+        array.dtype.kind not in "iu"
+        or array.ndim not in (1, 2)
+        or not array.size
+        or (array.ndim == 2 and len(array) != n)
+    ):
+        raise ValueError(
+            f"targets must be class indices [K], or [{n}, K] of each image; got "
+            f"{array.dtype} of the shape {array.shape}."
+        )
+    if array.min() < 0 or array.max() >= classes:
+        raise ValueError(f"targets must be class indices 0 to {classes - 1}, got {array.min()} to {array.max()}.")
+    return array.astype(np.int32)
+
+
+def _shard(asked: int | None, n: int, processes: int, row: int) -> int:
+    """Images of a shard: a power of two, such that it has a bounded size and all processes have some."""
+    if asked is not None:
+        if asked < 1 or asked & (asked - 1):
+            raise ValueError(f"shard_size must be a power of two, got {asked}.")
+        return asked
+    most = max(1, min(_SHARD, n // (4 * processes), _SHARD_BYTES // row))
+    return 1 << most.bit_length() - 1
+
+
+def _of_store(store: Store, source: Source) -> Source:
+    """The source, with the images that the store was made for: some may have vanished since."""
+    stored, names = store.names(), list(source.names)
+    if stored == names:
+        return source
+    more, fewer = sorted(set(names) - set(stored)), sorted(set(stored) - set(names))
+    if isinstance(source, Pictures) and not more:
+        return Pictures(stored, source.root)
+    those = f"{len(more)} images of the input are not in it, {len(fewer)} of its images are not in the input"
+    raise ValueError(
+        f"{store.out} is of other images ({those}; first {listed([*more, *fewer], 1)}): give it another place."
+    )
+
+
+def _remaining(store: Store, source: Source, shards: Sequence[int]) -> list[int]:
+    """The shards that are not done; those of which an image can be read now that could not are no longer."""
+    status, todo = store.read("status"), []
+    for shard in shards:
+        images = np.asarray(store.images(shard))
+        if not status[images].all():
+            todo.append(shard)
+        elif any(_readable(source, int(i)) for i in images[status[images] == FAILED]):
+            store.mark(shard, 0)
+            todo.append(shard)
+    return todo
+
+
+def _readable(source: Source, i: int) -> bool:
+    try:
+        source.read(i)
+    except (OSError, ValueError):
+        return False
+    return True

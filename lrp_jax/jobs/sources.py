@@ -1,0 +1,232 @@
+"""Where the images of a job come from: folders, lists, arrays, tar shards; read one by one, in any order."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from PIL import Image
+
+from lrp_jax.checks import listed
+from lrp_jax.datasets import pictures_in
+from lrp_jax.files import read_text
+from lrp_jax.pictures import Preprocessing, picture_suffixes, preprocess, read_image
+
+
+class Source(Protocol):
+    """Images in an order of their own, each with a name."""
+
+    @property
+    def kind(self) -> Mapping[str, Any]:
+        """What it is, as JSON has it: the same for the same images, wherever they lie."""
+        ...
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Of the images, in order."""
+        ...
+
+    def read(self, i: int) -> Image.Image | np.ndarray:
+        """Image i: a picture; or an array ``[H, W, channels]``, normalised already.
+
+        Raises:
+            OSError: it is not there, or cannot be read.
+            ValueError: it is damaged.
+        """
+        ...
+
+
+class Pictures:
+    """Files of pictures.
+
+    Args:
+        names: their paths, seen from ``root``.
+        root: a folder.
+    """
+
+    def __init__(self, names: Sequence[str], root: str | os.PathLike[str] = ".") -> None:
+        self.names, self.root = list(names), Path(root)
+        self.kind = {"input": "pictures"}
+
+    def read(self, i: int) -> Image.Image:
+        """Picture i, upright."""
+        return read_image(self.root / self.names[i])
+
+
+class ArrayFile:
+    """The images of a ``.npy``, read one by one, or of a ``.npz``, held in memory.
+
+    Bytes ``[n, H, W]``, ``[n, H, W, 1]`` or ``[n, H, W, 3]`` are pictures; floating-point ``[n, H, W, channels]`` are
+    images that are normalised for the model already.
+
+    Args:
+        path: the file. A ``.npz`` holds one array, or several and one of them is ``images``.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: it is no such file, or holds something else.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        try:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (EOFError, ValueError) as error:
+            raise ValueError(f"{path} is no array of numbers, or a damaged one: {error}") from error
+        if not isinstance(array, np.ndarray):
+            with array:
+                key = array.files[0] if len(array.files) == 1 else "images"
+                if key not in array.files:
+                    raise ValueError(f"{path} must hold one array, or one named images; got {listed(array.files)}.")
+                array = array[key]
+        pictures = array.dtype == np.uint8 and (array.ndim == 3 or (array.ndim == 4 and array.shape[3] in (1, 3)))
+        images = array.dtype in (np.float32, np.float64) and array.ndim == 4
+        if not (pictures or images) or not array.size:
+            raise ValueError(
+                f"{path} must hold pictures, bytes [n, H, W], [n, H, W, 1] or [n, H, W, 3], or images "
+                f"normalised for the model, float32 or float64 [n, H, W, channels]; got {array.dtype} of the shape "
+                f"{array.shape}."
+            )
+        self.names = [str(i) for i in range(len(array))]
+        self.kind = {"input": "array", "dtype": str(array.dtype), "shape": list(array.shape)}
+        # What is mapped counts as the process's memory; each image is read from the file instead.
+        in_file = isinstance(array, np.memmap) and array.flags.c_contiguous
+        self.offset = int(array.offset) if in_file else None
+        self.array = array[:0] if in_file else np.asarray(array)
+        self.dtype, self.shape = array.dtype, array.shape[1:]
+
+    def read(self, i: int) -> Image.Image | np.ndarray:
+        """Image i; a picture where the file holds bytes."""
+        if self.offset is None:
+            image = self.array[i]
+        else:
+            size = self.dtype.itemsize * int(np.prod(self.shape))
+            image = np.frombuffer(_part(self.path, self.offset + i * size, size), self.dtype).reshape(self.shape)
+        if image.dtype != np.uint8:
+            return image
+        return Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
+
+
+class Member(NamedTuple):
+    """Where a file lies in a tar shard."""
+
+    shard: int
+    offset: int
+    size: int
+
+
+class TarShards:
+    """The pictures in tar files, in the order of the files and of what is in them: shards in WebDataset's layout.
+
+    Args:
+        paths: the files, not compressed. What is no picture in them (labels, captions) is left aside.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: it is no tar file, is compressed, or holds no pictures.
+    """
+
+    def __init__(self, paths: Sequence[str | os.PathLike[str]]) -> None:
+        self.paths = [Path(path) for path in paths]
+        self.kind = {"input": "tar shards"}
+        self.names: list[str] = []
+        self.members: list[Member] = []
+        suffixes = picture_suffixes()
+        for shard, path in enumerate(self.paths):
+            before = len(self.names)
+            try:
+                with tarfile.open(path, "r:", errorlevel=2) as file:
+                    for entry in file:
+                        file.members = []  # type: ignore[attr-defined]  # it would keep them all
+                        if entry.isreg() and os.path.splitext(entry.name)[1].lower() in suffixes:
+                            self.names.append(f"{path.name}/{entry.name}")
+                            self.members.append(Member(shard, entry.offset_data, entry.size))
+            except tarfile.TarError as error:
+                raise ValueError(f"{path} is no tar file, or is damaged or compressed: {error}") from error
+            if len(self.names) == before:
+                raise ValueError(f"{path} holds no pictures.")
+
+    def read(self, i: int) -> Image.Image:
+        """Picture i, upright."""
+        shard, offset, size = self.members[i]
+        return read_image(io.BytesIO(_part(self.paths[shard], offset, size)), name=self.names[i])
+
+
+def _part(path: Path, offset: int, size: int) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(offset)
+        data = file.read(size)
+    if len(data) < size:
+        raise ValueError(f"{path} is cut short: expected {size} bytes at {offset}, got {len(data)}.")
+    return data
+
+
+def open_source(inputs: Sequence[str | os.PathLike[str]]) -> Source:
+    """The images that paths name.
+
+    Args:
+        inputs: a folder of pictures (with those in its folders) or of tar shards; a ``.txt`` with the path of a picture
+            on each line, seen from its folder; a ``.npy`` or ``.npz``; or any number of pictures, or of ``.tar``.
+
+    Raises:
+        OSError: there is no such file or folder.
+        ValueError: it is nothing of this, or holds no pictures.
+    """
+    paths = [Path(path) for path in inputs]
+    suffixes = {path.suffix.lower() for path in paths}
+    if suffixes == {".tar"}:
+        return TarShards(paths)
+    if len(paths) == 1:
+        (path,) = paths
+        if path.is_dir():
+            return _folder(path)
+        if suffixes == {".txt"}:
+            names = [line for line in read_text(path).split("\n") if line.strip()]
+            if not names:
+                raise ValueError(f"{path} names no pictures.")
+            return Pictures(names, path.parent)
+        if suffixes <= {".npy", ".npz"}:
+            return ArrayFile(path)
+    wrong = [str(p) for p in paths if p.suffix.lower() not in picture_suffixes()]
+    if wrong or not paths:
+        raise ValueError(
+            "input must be a folder, a .txt, a .npy or .npz, or any number of .tar or of pictures; got "
+            f"{listed(wrong, 3) or 'nothing'}."
+        )
+    for path in paths:
+        path.stat()
+    return Pictures([str(path) for path in paths])
+
+
+def _folder(path: Path) -> Source:
+    shards = sorted(path.glob("*.tar"))
+    if not shards:
+        return Pictures([str(p.relative_to(path).as_posix()) for p in pictures_in(path, nested=True)], path)
+    if any(p.suffix.lower() in picture_suffixes() for p in path.iterdir()):
+        raise ValueError(f"{path} holds pictures as well as tar files: name those that are meant.")
+    return TarShards(shards)
+
+
+def image_of(found: Image.Image | np.ndarray, preprocessing: Preprocessing, dtype: np.dtype) -> np.ndarray:
+    """What is read of a source, as an image for the model ``[H, W, channels]``.
+
+    Args:
+        found: a picture, or an image normalised already.
+        preprocessing: of the model.
+        dtype: of the image.
+
+    Raises:
+        ValueError: the model has neither 1 nor 3 channels, or the image another size, or pixels that are not finite.
+    """
+    if isinstance(found, Image.Image):
+        return preprocess(found, preprocessing).astype(dtype)
+    if found.shape != preprocessing.image_shape:
+        raise ValueError(f"expected an image of the shape {preprocessing.image_shape}, got {found.shape}.")
+    if not np.isfinite(found).all():
+        raise ValueError("the image has pixels that are NaN or infinite.")
+    return found.astype(dtype)
