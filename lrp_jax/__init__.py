@@ -7,11 +7,13 @@ Models: :func:`trace`, of any function in JAX (:mod:`lrp_jax.tracing`);
 Rules: :class:`Rules`, :data:`RULES`, :data:`GRADIENT`, :data:`CHEFER`, :func:`stable`, :data:`BASELINE`.
 Pictures: :func:`read_image`, :class:`Preprocessing`, :func:`preprocess`, :class:`Labels`, :func:`heatmaps`,
 :func:`overlay`, :func:`panel`; :func:`show_tokens`.
+Whole datasets: :mod:`lrp_jax.jobs`. Without this library: :func:`export`.
 Evaluation: :mod:`lrp_jax.evaluate`, :mod:`lrp_jax.metrics`, and data with known masks, :mod:`lrp_jax.datasets`.
 """
 
-from lrp_jax import datasets, evaluate, metrics, tracing
+from lrp_jax import datasets, evaluate, jobs, metrics, tracing
 from lrp_jax.attribution import attention_signals, explain
+from lrp_jax.exporting import export
 from lrp_jax.labels import Labels
 from lrp_jax.maps import heatmaps
 from lrp_jax.methods import METHODS, Method
@@ -47,7 +49,9 @@ __all__ = [
     "datasets",
     "evaluate",
     "explain",
+    "export",
     "heatmaps",
+    "jobs",
     "load",
     "metrics",
     "overlay",

@@ -115,7 +115,8 @@ def most_probable(model: Model, params: Params, images: Any, k: int) -> Array:
     """
 
     def of_each(example: Any) -> Array:
-        return jax.lax.top_k(classify(model, *prepared(model, params, example)).logits, k)[1]
+        # Sorted, as XLA gathers a batch that is split over devices for a top-k.
+        return jnp.argsort(classify(model, *prepared(model, params, example)).logits, descending=True)[:k]
 
     return jax.vmap(of_each)(images)
 

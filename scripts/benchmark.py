@@ -4,12 +4,17 @@
     python scripts/benchmark.py --images 1 2 4 8 --classes 1 2 5 10
     python scripts/benchmark.py --gradient --images 1              # and the gradient of a loss on the map
     python scripts/benchmark.py --traced                           # the same model by lrp_jax.trace, beside ours
+    python scripts/benchmark.py --accelerator                      # on a GPU or TPU: its share of the card's rate
     python scripts/benchmark.py --reference ../Transformer-Explainability   # and beside the authors' code
 
 Each row runs in a process of its own. A forward pass and an explanation of the same images are timed in turn; cost is
 the median of the pairs' ratios: seconds a map, over seconds of the forward pass an image. GFLOP are those of the matrix
 products that are left once what is not used is dropped, loops counted as often as they run (the cost analysis of XLA
 takes a loop's body once). Temporaries are what XLA allots beside parameters, images and results.
+
+With ``--accelerator``, the rate that maps are set beside is that of a product of two matrices of 8,192 rows and columns
+in the same precision, measured in the same process. TF32 is what the library does not use, as relevance divides by
+small sums; its rows say what it would save.
 
 A second table times other implementations beside ours, in turn, on one image and one class of the same architecture
 with random weights: the authors' code, from a checkout of their repository given by ``--reference``, and what is
@@ -307,6 +312,73 @@ def compare(variant: str, name: str, path: str | None, settings: dict[str, Any],
     ]
 
 
+#: Of ``--accelerator``: dtype of the parameters, precision of the products, and what a row calls them.
+PRECISIONS = (
+    ("float32", "highest", "float32"),
+    ("float32", "tensorfloat32", "float32, TF32"),
+    ("bfloat16", "highest", "bfloat16 parameters"),
+)
+ACCELERATED = list(itertools.product(("B/16", "L/16"), (1, 8, 64), PRECISIONS))
+COLUMNS = ("model", "images", "precision", "s a map", "share of the card's rate, %", "forward passes a map", "peak, GB")
+
+
+def accelerated(variant: str, images: int, dtype: str, precision: str, called: str, repeats: int) -> list[str]:
+    """A row of what maps cost on an accelerator, one class an image."""
+    import lrp_jax.attribution
+    import lrp_jax.model
+
+    def precisely() -> Any:
+        return jax.default_matmul_precision(precision)
+
+    lrp_jax.attribution.full_precision = lrp_jax.model.full_precision = precisely  # the library's own is "highest"
+    model, params, batch = draw(variant, dtype, images)
+    targets = jnp.zeros((images, 1), jnp.int32)
+
+    def explain(params: Any, images: Any, targets: Any) -> Any:
+        return lrp_jax.explain(model, params, images, targets).relevance
+
+    @jax.jit
+    def forward(params: Any, images: Any) -> Any:
+        with precisely():
+            return jax.vmap(lambda image: model.forward(params, image, None, GRADIENT)[0])(images)
+
+    traced = jax.jit(explain).trace(params, batch, targets)
+    used, _ = dce_jaxpr(traced.jaxpr.jaxpr, [True] * len(traced.jaxpr.out_avals))
+    compiled = traced.lower().compile()
+    calls = ((forward, params, batch), (compiled, params, batch, targets))
+    forward_time, time_of_maps = np.median([[seconds(*call) for call in calls] for _ in range(repeats + 1)][1:], axis=0)
+    peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
+
+    square = jnp.ones((8192, 8192), batch.dtype)
+    with precisely():
+        product = jax.jit(jnp.dot)
+        rate = 2 * 8192**3 / np.median([seconds(product, square, square) for _ in range(repeats + 1)][1:])
+    return [
+        *(variant, str(images), called, f"{time_of_maps / images:.5f}"),
+        f"{100 * products(used) / time_of_maps / rate:.0f}",
+        *(f"{time_of_maps / forward_time:.2f}", f"{peak / 1e9:.2f}"),
+    ]
+
+
+def accelerate(repeats: int) -> None:
+    """Print the table of an accelerator; where there is none, what it would be."""
+    head = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
+    if jax.default_backend() == "cpu":
+        print("No accelerator here, so nothing was measured. On one, this prints its name and\n")
+        print(head)
+        for variant, images, (*_, called) in ACCELERATED:
+            print(f"| {variant} | {images} | {called} |{' not measured |' * (len(COLUMNS) - 3)}")
+        return
+    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}\n\n{head}", flush=True)
+    for variant, images, precision in ACCELERATED:
+        try:
+            apart(accelerated, variant, images, *precision, repeats)
+        except RuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            print(f"| {variant} | {images} | {precision[-1]} |{' out of memory |' * (len(COLUMNS) - 3)}", flush=True)
+
+
 def apart(function: Callable[..., list[str]], *arguments: Any) -> None:
     """Print the row that ``function`` returns, run in a process of its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -332,8 +404,17 @@ def main() -> None:
     parser.add_argument(
         "--traced", action="store_true", help="instead: the same model by lrp_jax.trace, one image and class"
     )
+    parser.add_argument(
+        "--accelerator",
+        action="store_true",
+        help="instead: B/16 and L/16, 1, 8 and 64 images, in several precisions, on a GPU or TPU",
+    )
     options = parser.parse_args()
 
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # each row's process needs the card's memory
+    if options.accelerator:
+        accelerate(options.repeats)
+        return
     if options.traced and (options.gradient or options.reference or options.images or options.classes != [1]):
         parser.error("--traced is of one image and one class, without --images, --classes, --gradient and --reference.")
     if options.reference and not os.path.exists(os.path.join(options.reference, "baselines", "ViT", "ViT_LRP.py")):

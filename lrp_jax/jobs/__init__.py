@@ -3,15 +3,17 @@
 Needs the extra ``jobs``.
 """
 
+from lrp_jax.jobs.page import Page, gallery
 from lrp_jax.jobs.pipeline import Progress
 from lrp_jax.jobs.run import Report, attribute, join
-from lrp_jax.jobs.sources import ArrayFile, Pictures, Source, TarShards, open_source
+from lrp_jax.jobs.sources import ArrayFile, Pictures, Source, TarShards, image_of, open_source
 from lrp_jax.jobs.store import Store, StoreError
 from lrp_jax.jobs.work import DTYPES
 
 __all__ = [
     "DTYPES",
     "ArrayFile",
+    "Page",
     "Pictures",
     "Progress",
     "Report",
@@ -20,6 +22,8 @@ __all__ = [
     "StoreError",
     "TarShards",
     "attribute",
+    "gallery",
+    "image_of",
     "join",
     "open_source",
 ]

@@ -85,7 +85,7 @@ class ArrayFile:
                     raise ValueError(f"{path} must hold one array, or one named images; got {listed(array.files)}.")
                 array = array[key]
         pictures = array.dtype == np.uint8 and (array.ndim == 3 or (array.ndim == 4 and array.shape[3] in (1, 3)))
-        images = array.dtype in (np.float32, np.float64) and array.ndim == 4
+        images = array.dtype.kind == "f" and array.dtype.itemsize in (4, 8) and array.ndim == 4
         if not (pictures or images) or not array.size:
             raise ValueError(
                 f"{path} must hold pictures, bytes [n, H, W], [n, H, W, 1] or [n, H, W, 3], or images "

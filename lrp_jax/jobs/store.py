@@ -144,7 +144,7 @@ class Store:
         """Of the images."""
         return _strings(self.read("names"))
 
-    def reasons(self, images: Sequence[int]) -> list[str]:
+    def reasons(self, images: Sequence[int] | np.ndarray) -> list[str]:
         """Why images could not be read."""
         return _strings(self.read("reasons", np.asarray(images, int)))
 

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import math
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -119,10 +120,16 @@ class Traced(Checked):
         (logits,), _ = run(self.program, rules, self._inputs(params, image), None, there)
         return logits.reshape(-1), None
 
+    @property
+    def example(self) -> Any:
+        """Shapes and dtypes of a batch of one."""
+        variables = (self.program if self.embed is None else self.embed).inputs[-self.example_structure.num_leaves :]
+        return self.example_structure.unflatten(jax.ShapeDtypeStruct((1, *v.shape[1:]), v.dtype) for v in variables)
+
     def check(self, examples: Example) -> Example:
         """A batch of examples as arrays ``[B, ...]``, of the shapes and dtypes that the model was traced with."""
         leaves, structure = jax.tree.flatten(examples)
-        variables = (self.program if self.embed is None else self.embed).inputs[-len(leaves) :]
+        variables = jax.tree.leaves(self.example)
         if structure != self.example_structure:
             raise ValueError(f"the inputs must be {self.example_structure}, as the model was traced; got {structure}.")
         arrays = [jnp.asarray(leaf) for leaf in leaves]
@@ -158,7 +165,7 @@ class Traced(Checked):
     @functools.cached_property
     def fingerprint(self) -> str:
         """Of the function that was traced: functions that compute different things have different ones."""
-        digest = hashlib.sha256(str(self.jaxpr).encode())
+        digest = hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", str(self.jaxpr)).encode())
         for constant in self.jaxpr.consts:
             digest.update(np.ascontiguousarray(constant).tobytes())
         return digest.hexdigest()[:16]

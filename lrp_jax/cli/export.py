@@ -1,0 +1,78 @@
+"""``lrp-jax export``."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lrp_jax.cli.arguments import add_method, add_model, positive
+from lrp_jax.cli.models import load_model
+from lrp_jax.exporting import PLATFORMS, export
+from lrp_jax.files import needs, replacing
+
+
+def add(commands: Any) -> None:
+    """Add the command to the parser."""
+    command = commands.add_parser(
+        "export",
+        help="write model and method as one function that needs nothing but JAX",
+        description="Write model and method as one function of images, in StableHLO, for any batch, that JAX loads "
+        "without this library: jax.export.deserialize. Needs the extra export.",
+    )
+    command.set_defaults(run=run)
+    command.add_argument("destination", type=Path, metavar="DEST", help="the file to write")
+    command.add_argument("--force", action="store_true", help="replace DEST if it exists")
+    add_model(command)
+    command.add_argument("--takes-targets", action="store_true", help="a function of images and classes [B, K]")
+    command.add_argument("--top-k", type=positive, metavar="K", help="explain the K most probable classes (default: 1)")
+    command.add_argument("--upsample", action="store_true", help="maps of the size of the image, not of its patches")
+    command.add_argument(
+        "--platforms",
+        nargs="+",
+        choices=PLATFORMS,
+        default=["cpu", "cuda", "tpu"],
+        help="where it shall run (default: cpu cuda tpu)",
+    )
+    add_method(command)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Export, and say how it is used."""
+    needs("flatbuffers", extra="export")
+    path = options.destination
+    if path.exists() and not options.force:
+        raise ValueError(f"{path} exists: --force replaces it.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path.parent))
+    if options.takes_targets and options.top_k:
+        raise ValueError("--takes-targets and --top-k exclude each other.")
+    model, params, preprocessing, _ = load_model(options.model)
+    exported = export(
+        model,
+        params,
+        method=options.method,
+        takes_targets=options.takes_targets,
+        top_k=options.top_k or 1,
+        upsample=options.upsample,
+        platforms=options.platforms,
+        example=jax.ShapeDtypeStruct((1, *preprocessing.image_shape), jnp.float32),
+        **options.method_options,
+    )
+    with replacing(path) as temporary:
+        temporary.write_bytes(exported.serialize())
+    shape = ", ".join(map(str, preprocessing.image_shape))
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, for {', '.join(options.platforms)}")
+    print(
+        f"images: float32 [B, {shape}], pixels in [0, 1] less mean {preprocessing.mean}, over std {preprocessing.std}"
+    )
+    print(
+        f"use: jax.export.deserialize(open({str(path)!r}, 'rb').read()).call(images"
+        f"{', targets' if options.takes_targets else ''})"
+    )
+    return 0

@@ -1,0 +1,90 @@
+"""Maps without this library: a function in StableHLO, for any batch, that JAX alone can load and call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+from jax import Array
+
+from lrp_jax.attribution import explain, most_probable
+from lrp_jax.maps import heatmaps
+from lrp_jax.model import Model, Params
+from lrp_jax.pictures import Preprocessing
+from lrp_jax.tracing import Traced
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+
+def export(
+    model: Model,
+    params: Params,
+    *,
+    method: str = "transformer_attribution",
+    takes_targets: bool = False,
+    top_k: int = 1,
+    upsample: bool = False,
+    platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
+    example: Any = None,
+    **options: Any,
+) -> jax.export.Exported:
+    """Make a function of images, parameters and method included, that needs nothing but JAX.
+
+    ``path.write_bytes(export(...).serialize())`` keeps it (serialising needs the extra ``export``), and elsewhere
+    ``jax.export.deserialize(path.read_bytes()).call(images)`` gives a mapping of ``logits`` ``[B, C]``, ``targets``
+    ``[B, K]`` and ``relevance`` ``[B, K, rows, cols]``, for any number of images, under ``jit`` as well.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        method: a name in :data:`lrp_jax.METHODS`.
+        takes_targets: whether the function takes class indices, int32 ``[B, K]`` of any K, beside the images. Out of
+            range, they get a map of zeros.
+        top_k: otherwise, how many of the most probable classes it explains.
+        upsample: enlarge maps to the size of the image.
+        platforms: where it shall run, of :data:`PLATFORMS`.
+        example: a batch, or its shapes and dtypes, which the function takes of any number; None: as the model was
+            traced, or float32 images as ``model.config`` says.
+        **options: the method's own.
+
+    Returns:
+        The function: https://docs.jax.dev/en/latest/export/export.html.
+
+    Raises:
+        ValueError: an argument is wrong, or nothing says what the model takes.
+    """
+    if top_k < 1 or (takes_targets and top_k != 1):
+        raise ValueError(f"top_k must be at least 1, and is not for a function that takes targets; got {top_k}.")
+    if not platforms or not set(platforms) <= set(PLATFORMS):
+        raise ValueError(f"platforms must be some of {', '.join(PLATFORMS)}; got {', '.join(platforms) or 'none'}.")
+    batch, classes = jax.export.symbolic_shape("batch, classes")
+    given = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype), _example(model, example))
+
+    def function(images: Any, targets: Array | None = None) -> dict[str, Array]:
+        if targets is None and top_k > 1:
+            targets = most_probable(model, params, images, top_k)
+        found = explain(model, params, images, targets, method=method, **options)
+        maps = found.relevance
+        if upsample:
+            if not isinstance(images, jax.Array) or images.ndim != 4:
+                raise ValueError("upsample is for maps of images; this model takes something else.")
+            maps = heatmaps(maps, (images.shape[1], images.shape[2]))
+        return {"logits": found.logits, "targets": found.targets, "relevance": maps}
+
+    inputs = [given, jax.ShapeDtypeStruct((batch, classes), jnp.int32)] if takes_targets else [given]
+    return jax.export.export(jax.jit(function), platforms=list(platforms))(*inputs)
+
+
+def _example(model: Model, example: Any) -> Any:
+    """What the model takes, shapes and dtypes of a batch."""
+    if example is not None:
+        return example
+    if isinstance(model, Traced):
+        return model.example
+    config = getattr(model, "config", None)
+    if not isinstance(config, Preprocessing):
+        raise ValueError("example must be a batch, for a model that is neither traced nor has a ViTConfig; got None.")
+    return jax.ShapeDtypeStruct((1, *config.image_shape), jnp.float32)
