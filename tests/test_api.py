@@ -41,7 +41,8 @@ def test_public_names_are_documented(name):
 ROOMS = (
     *("version", "checks", "files", "rules", "program", "model", "signals", "maps", "metrics", "methods"),
     *("attribution", "tracing", "tokens"),
-    *("labels", "pictures", "vit_config", "vit", "weights", "datasets", "evaluate", "cli"),
+    *("labels", "pictures", "exporting", "vit_config", "vit", "weights", "datasets"),
+    *("evaluate", "jobs", "cli"),
 )
 WITHOUT_FLAX = ROOMS[: ROOMS.index("vit")]
 

@@ -102,8 +102,7 @@ def run(options: argparse.Namespace) -> int:
                 upsample=options.upsample,
                 batch_size=options.batch_size,
                 shard_size=options.shard_size,
-                process_index=index,
-                process_count=count,
+                process=(index, count),
                 progress=lambda state: advance(state.done, _waits(state), state.total),
                 described_by={"model": options.model, "source": [os.path.abspath(path) for path in options.input]},
             )

@@ -52,7 +52,7 @@ def progress(title: str, total: int, *, hidden: bool = False) -> Iterator[tuple[
             said = f"{rate:.3g} images/s, {timedelta(seconds=round((total - done) / rate))} left" if rate else ""
             said += f"; {note}" if said and note else note
             bar.update(task, completed=done, total=total, said=said)
-            if not (hidden or errors.is_terminal) and now - printed >= _EVERY:
+            if not (hidden or errors.is_terminal) and (now - printed >= _EVERY or done == total):
                 printed = now
                 errors.print(f"{title}: {done:,} of {total:,} images{', ' if said else ''}{said}", markup=False)
 

@@ -59,8 +59,7 @@ def attribute(
     upsample: bool = False,
     batch_size: int = 8,
     shard_size: int | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    process: tuple[int, int] = (0, 1),
     progress: Callable[[Progress], None] = lambda progress: None,
     described_by: Mapping[str, Any] | None = None,
 ) -> Report:
@@ -84,8 +83,7 @@ def attribute(
         upsample: enlarge maps to the size of the image.
         batch_size: images at once, on each device.
         shard_size: images that are written together, a power of two; None: up to 256. A store that is there keeps its.
-        process_index: which of the processes that share the work this is.
-        process_count: how many they are: see :func:`join`.
+        process: which of the processes that share the work this is, and how many they are: see :func:`join`.
         progress: called after each batch.
         described_by: more to be said in the store's attributes.
 
@@ -100,33 +98,45 @@ def attribute(
     preprocessing, labels = described(model, preprocessing, labels)
     work = Work(model, params, source, preprocessing, labels, method, dict(options or {}), top_k, dtype, upsample)
     classes = _checked_targets(targets, len(source.names), labels.num_classes)
-    layouts = work.layouts(classes)
-    if batch_size < 1 or not 0 <= process_index < process_count:
-        raise ValueError(
-            "batch_size must be at least 1 and process_index below process_count; got "
-            f"{batch_size}, {process_index} and {process_count}."
-        )
-    settings = work.settings(classes)
-    store = Store(out)
-    if store.about:
-        if difference := changed(store.about["settings"], settings):
-            raise ValueError(f"{store.out} holds maps of other settings ({difference}): give it another place.")
-        source = work.source = _of_store(store, source)
-    else:
-        row = np.dtype(layouts["relevance"].dtype).itemsize * math.prod(layouts["relevance"].row)
-        shard = _shard(shard_size, len(source.names), process_count, row)
-        described_by = {"labels": fields_of(labels, Labels)} | dict(described_by or {})
-        store.create(settings, described_by, source.names, layouts, shard)
-    shards = range(process_index, math.ceil(len(store) / store.shard), process_count)
-    todo = _remaining(store, source, shards)
+    _check_shares(batch_size, process)
+    store = _opened(out, work, classes, shard_size, process[1], described_by)
+    shards = range(process[0], math.ceil(len(store) / store.shard), process[1])
+    todo = _remaining(store, work.source, shards)
     share = sum(len(store.images(s)) for s in shards)
     state = Progress(share - sum(len(store.images(s)) for s in todo), share)
     pipeline.run(work, store, todo, classes, batch_size, state, progress)
+    return _reported(store, work.source, shards, state)
+
+
+def _reported(store: Store, source: Source, shards: Sequence[int], state: Progress) -> Report:
     status = store.read("status")
-    failed = np.concatenate([np.zeros(0, int), *(np.asarray(store.images(s)) for s in shards)])
-    failed = failed[status[failed] == FAILED]
-    names = [source.names[i] for i in failed]
-    return Report(state, dict(zip(names, store.reasons(failed), strict=True)), int((status == 0).sum()))
+    failed = [i for s in shards for i in store.images(s) if status[i] == FAILED]
+    failures = zip((source.names[i] for i in failed), store.reasons(failed), strict=True)
+    return Report(state, dict(failures), int((status == 0).sum()))
+
+
+def _opened(
+    out: str | os.PathLike[str],
+    work: Work,
+    targets: np.ndarray | None,
+    shard_size: int | None,
+    process_count: int,
+    described_by: Mapping[str, Any] | None,
+) -> Store:
+    """The store, made or found; if found, the source gives the images that it was made for."""
+    layouts, settings, names = work.layouts(targets), work.settings(targets), work.source.names
+    row = np.dtype(layouts["relevance"].dtype).itemsize * math.prod(layouts["relevance"].row)
+    shard = _shard(shard_size, len(names), process_count, row)
+    store = Store(out)
+    if not store.about:
+        store.create(
+            settings, {"labels": fields_of(work.labels, Labels), **(described_by or {})}, names, layouts, shard
+        )
+    elif difference := changed(store.about["settings"], settings):
+        raise ValueError(f"{store.out} holds maps of other settings ({difference}): give it another place.")
+    else:
+        work.source = _of_store(store, work.source)
+    return store
 
 
 def join(coordinator: str | None = None, count: int | None = None, index: int | None = None) -> tuple[int, int]:
@@ -169,6 +179,13 @@ def _checked_targets(targets: ArrayLike | None, n: int, classes: int) -> np.ndar
     if array.min() < 0 or array.max() >= classes:
         raise ValueError(f"targets must be class indices 0 to {classes - 1}, got {array.min()} to {array.max()}.")
     return array.astype(np.int32)
+
+
+def _check_shares(batch_size: int, process: tuple[int, int]) -> None:
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    if not 0 <= process[0] < process[1]:
+        raise ValueError(f"process must be (which, how many), the first from 0 and below the second; got {process}.")
 
 
 def _shard(asked: int | None, n: int, processes: int, row: int) -> int:

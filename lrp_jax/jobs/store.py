@@ -192,7 +192,8 @@ class Store:
             raise self._failed(error) from error
 
     def _failed(self, error: Exception) -> StoreError:
-        return StoreError(f"{self.out} cannot be read or written: {error}")
+        said = str(error).partition(" [tensorstore_spec=")[0].replace("\0", "/")
+        return StoreError(f"{self.out} cannot be read or written: {said}")
 
 
 def _metadata(layout: Layout, n: int, shard: int) -> dict[str, Any]:

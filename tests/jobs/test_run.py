@@ -205,11 +205,11 @@ def test_another_job_in_the_same_place_is_refused(place):
 
 def test_processes_share_the_work(place):
     """A shard each in turn; none needs another."""
-    report = job(place, process_index=1, process_count=3)
+    report = job(place, process=(1, 3))
     assert (report.progress.total, report.remaining) == (4, N - 4)
     assert np.flatnonzero(arrays(place / "maps.zarr")["status"]).tolist() == [2, 3, 8, 9]
-    job(place, process_index=2, process_count=3)
-    assert job(place, process_index=0, process_count=1).progress.explained == N - 8  # whoever is left does the rest
+    job(place, process=(2, 3))
+    assert job(place, process=(0, 1)).progress.explained == N - 8  # whoever is left does the rest
     job(place, "undisturbed.zarr")
     assert_same(place / "maps.zarr", place / "undisturbed.zarr")
 
@@ -226,7 +226,7 @@ def test_bad_arguments(place):
         ({"targets": np.zeros((3, 1), int)}, rf"or \[{N}, K\] of each image; got int64 of the shape \(3, 1\)"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"shard_size": 3}, "shard_size must be a power of two, got 3"),
-        ({"process_index": 2, "process_count": 2}, "process_index below process_count"),
+        ({"process": (2, 2)}, "process must be"),
         ({"labels": lrp_jax.Labels(num_classes=4)}, "labels are of 4 classes, the model has 5"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -281,7 +281,7 @@ def start(code, *words, devices=1):
     tests = str(Path(__file__).parent.parent)
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": tests}
     for option in ("enable_x64", "disable_most_optimizations", "compilation_cache_dir"):
-        environment[f"JAX_{option.upper()}"] = str(getattr(jax.config, f"jax_{option}"))
+        environment[f"JAX_{option.upper()}"] = str(jax.config.values[f"jax_{option}"])
     command = [sys.executable, "-c", code, *map(str, words)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
