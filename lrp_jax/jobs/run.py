@@ -76,8 +76,7 @@ def attribute(
         labels: what the logits stand for; None: likewise.
         method: a name in :data:`lrp_jax.METHODS`.
         options: the method's own.
-        targets: class indices ``[K]`` for every image, or ``[n, K]``; None: the most probable ones.
-        top_k: how many of these.
+        targets: class indices ``[K]`` for every image, or ``[n, K]``; None: the ``top_k`` most probable.
         dtype: of the maps in the store. In float16 each is divided by its largest absolute value, the array ``scale``.
             float64 is also computed in.
         upsample: enlarge maps to the size of the image.
@@ -95,15 +94,14 @@ def attribute(
         StoreError: the store cannot be read or written; what is in it stays good.
         ImportError: the extra ``jobs`` is not installed.
     """
-    preprocessing, labels = described(model, preprocessing, labels)
-    work = Work(model, params, source, preprocessing, labels, method, dict(options or {}), top_k, dtype, upsample)
-    classes = _checked_targets(targets, len(source.names), labels.num_classes)
-    _check_shares(batch_size, process)
+    told = described(model, preprocessing, labels)
+    work = Work(model, params, source, *told, method, dict(options or {}), top_k, dtype, upsample)
+    classes = _checked(targets, work, batch_size, process)
     store = _opened(out, work, classes, shard_size, process[1], described_by)
     shards = range(process[0], math.ceil(len(store) / store.shard), process[1])
     todo = _remaining(store, work.source, shards)
-    share = sum(len(store.images(s)) for s in shards)
-    state = Progress(share - sum(len(store.images(s)) for s in todo), share)
+    total, left = (sum(len(store.images(s)) for s in some) for some in (shards, todo))
+    state = Progress(total - left, total)
     pipeline.run(work, store, todo, classes, batch_size, state, progress)
     return _reported(store, work.source, shards, state)
 
@@ -162,7 +160,13 @@ def join(coordinator: str | None = None, count: int | None = None, index: int | 
     return found
 
 
-def _checked_targets(targets: ArrayLike | None, n: int, classes: int) -> np.ndarray | None:
+def _checked(targets: ArrayLike | None, work: Work, batch_size: int, process: tuple[int, int]) -> np.ndarray | None:
+    """The targets, after a look at all of these."""
+    n, classes = len(work.source.names), work.labels.num_classes
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    if not 0 <= process[0] < process[1]:
+        raise ValueError(f"process must be (which, how many), the first from 0 and below the second; got {process}.")
     if targets is None:
         return None
     array = np.asarray(targets)
@@ -179,13 +183,6 @@ def _checked_targets(targets: ArrayLike | None, n: int, classes: int) -> np.ndar
     if array.min() < 0 or array.max() >= classes:
         raise ValueError(f"targets must be class indices 0 to {classes - 1}, got {array.min()} to {array.max()}.")
     return array.astype(np.int32)
-
-
-def _check_shares(batch_size: int, process: tuple[int, int]) -> None:
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-    if not 0 <= process[0] < process[1]:
-        raise ValueError(f"process must be (which, how many), the first from 0 and below the second; got {process}.")
 
 
 def _shard(asked: int | None, n: int, processes: int, row: int) -> int:
