@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from typing import Any
 
@@ -104,7 +103,6 @@ def run(options: argparse.Namespace) -> int:
                 shard_size=options.shard_size,
                 process=(index, count),
                 progress=lambda state: advance(state.done, _waits(state), state.total),
-                described_by={"model": options.model, "source": [os.path.abspath(path) for path in options.input]},
             )
     except StoreError as error:
         print(f"lrp-jax: error: {one_line(error)}", file=sys.stderr)

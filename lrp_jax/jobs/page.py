@@ -87,7 +87,7 @@ def gallery(
     some = "" if len(shown) == len(explained) else f" of {len(explained):,}, evenly spaced"
     data = {
         "title": Path(opened.out).name,
-        "about": f"{settings['method']} of {opened.about.get('model', 'a model')}: {len(shown):,} images{some}, "
+        "about": f"{settings['method']}, model {settings['model']}: {len(shown):,} images{some}, "
         f"{len(failed):,} failed, {int((status == 0).sum()):,} not explained yet",
         "classes": labels.class_names or [labels.class_name(k) for k in range(labels.num_classes)],
         "percent": labels.has_probabilities,

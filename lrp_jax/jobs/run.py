@@ -61,7 +61,6 @@ def attribute(
     shard_size: int | None = None,
     process: tuple[int, int] = (0, 1),
     progress: Callable[[Progress], None] = lambda progress: None,
-    described_by: Mapping[str, Any] | None = None,
 ) -> Report:
     """Explain all images of a source. The same call goes on where an earlier one stopped.
 
@@ -76,7 +75,8 @@ def attribute(
         labels: what the logits stand for; None: likewise.
         method: a name in :data:`lrp_jax.METHODS`.
         options: the method's own.
-        targets: class indices ``[K]`` for every image, or ``[n, K]``; None: the ``top_k`` most probable.
+        targets: class indices ``[K]`` for every image, or ``[n, K]``; None: the most probable ones.
+        top_k: how many of these.
         dtype: of the maps in the store. In float16 each is divided by its largest absolute value, the array ``scale``.
             float64 is also computed in.
         upsample: enlarge maps to the size of the image.
@@ -84,7 +84,6 @@ def attribute(
         shard_size: images that are written together, a power of two; None: up to 256. A store that is there keeps its.
         process: which of the processes that share the work this is, and how many they are: see :func:`join`.
         progress: called after each batch.
-        described_by: more to be said in the store's attributes.
 
     Returns:
         What was done, and what failed.
@@ -97,7 +96,7 @@ def attribute(
     told = described(model, preprocessing, labels)
     work = Work(model, params, source, *told, method, dict(options or {}), top_k, dtype, upsample)
     classes = _checked(targets, work, batch_size, process)
-    store = _opened(out, work, classes, shard_size, process[1], described_by)
+    store = _opened(out, work, classes, shard_size, process[1])
     shards = range(process[0], math.ceil(len(store) / store.shard), process[1])
     todo = _remaining(store, work.source, shards)
     total, left = (sum(len(store.images(s)) for s in some) for some in (shards, todo))
@@ -119,7 +118,6 @@ def _opened(
     targets: np.ndarray | None,
     shard_size: int | None,
     process_count: int,
-    described_by: Mapping[str, Any] | None,
 ) -> Store:
     """The store, made or found; if found, the source gives the images that it was made for."""
     layouts, settings, names = work.layouts(targets), work.settings(targets), work.source.names
@@ -127,9 +125,8 @@ def _opened(
     shard = _shard(shard_size, len(names), process_count, row)
     store = Store(out)
     if not store.about:
-        store.create(
-            settings, {"labels": fields_of(work.labels, Labels), **(described_by or {})}, names, layouts, shard
-        )
+        described_by = {"labels": fields_of(work.labels, Labels), "source": list(work.source.inputs)}
+        store.create(settings, described_by, names, layouts, shard)
     elif difference := changed(store.about["settings"], settings):
         raise ValueError(f"{store.out} holds maps of other settings ({difference}): give it another place.")
     else:
@@ -202,7 +199,7 @@ def _of_store(store: Store, source: Source) -> Source:
         return source
     more, fewer = sorted(set(names) - set(stored)), sorted(set(stored) - set(names))
     if isinstance(source, Pictures) and not more:
-        return Pictures(stored, source.root)
+        return Pictures(stored, source.root, source.inputs)
     those = f"{len(more)} images of the input are not in it, {len(fewer)} of its images are not in the input"
     raise ValueError(
         f"{store.out} is of other images ({those}; first {listed([*more, *fewer], 1)}): give it another place."

@@ -27,6 +27,11 @@ class Source(Protocol):
         ...
 
     @property
+    def inputs(self) -> Sequence[str]:
+        """What :func:`open_source` makes it of, absolute paths; empty, if of nothing."""
+        ...
+
+    @property
     def names(self) -> Sequence[str]:
         """Of the images, in order."""
         ...
@@ -47,10 +52,16 @@ class Pictures:
     Args:
         names: their paths, seen from ``root``.
         root: a folder.
+        inputs: what they were found by.
     """
 
-    def __init__(self, names: Sequence[str], root: str | os.PathLike[str] = ".") -> None:
-        self.names, self.root = list(names), Path(root)
+    def __init__(
+        self,
+        names: Sequence[str],
+        root: str | os.PathLike[str] = ".",
+        inputs: Sequence[str | os.PathLike[str]] = (),
+    ) -> None:
+        self.names, self.root, self.inputs = list(names), Path(root), list(map(os.path.abspath, inputs))
         self.kind = {"input": "pictures"}
 
     def read(self, i: int) -> Image.Image:
@@ -73,7 +84,7 @@ class ArrayFile:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path, self.inputs = Path(path), [os.path.abspath(path)]
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
         except (EOFError, ValueError) as error:
@@ -132,7 +143,7 @@ class TarShards:
     """
 
     def __init__(self, paths: Sequence[str | os.PathLike[str]]) -> None:
-        self.paths = [Path(path) for path in paths]
+        self.paths, self.inputs = [Path(path) for path in paths], list(map(os.path.abspath, paths))
         self.kind = {"input": "tar shards"}
         self.names: list[str] = []
         self.members: list[Member] = []
@@ -189,7 +200,7 @@ def open_source(inputs: Sequence[str | os.PathLike[str]]) -> Source:
             names = [line for line in read_text(path).split("\n") if line.strip()]
             if not names:
                 raise ValueError(f"{path} names no pictures.")
-            return Pictures(names, path.parent)
+            return Pictures(names, path.parent, paths)
         if suffixes <= {".npy", ".npz"}:
             return ArrayFile(path)
     wrong = [str(p) for p in paths if p.suffix.lower() not in picture_suffixes()]
@@ -200,13 +211,13 @@ def open_source(inputs: Sequence[str | os.PathLike[str]]) -> Source:
         )
     for path in paths:
         path.stat()
-    return Pictures([str(path) for path in paths])
+    return Pictures([str(path) for path in paths], inputs=paths)
 
 
 def _folder(path: Path) -> Source:
     shards = sorted(path.glob("*.tar"))
     if not shards:
-        return Pictures([str(p.relative_to(path).as_posix()) for p in pictures_in(path, nested=True)], path)
+        return Pictures([str(p.relative_to(path).as_posix()) for p in pictures_in(path, nested=True)], path, [path])
     if any(p.suffix.lower() in picture_suffixes() for p in path.iterdir()):
         raise ValueError(f"{path} holds pictures as well as tar files: name those that are meant.")
     return TarShards(shards)

@@ -10,7 +10,7 @@ import pytest
 from helpers import small_images, small_model
 from PIL import Image
 
-from lrp_jax.jobs import attribute, gallery, open_source
+from lrp_jax.jobs import Pictures, attribute, gallery, open_source
 from lrp_jax.jobs.page import likeness
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -74,10 +74,14 @@ def test_images_that_are_gone(page, tmp_path):
     place, _ = page
     shutil.copytree(place / "pictures", tmp_path / "pictures")
     (tmp_path / "pictures" / "3 <b>&'\".png").unlink()
-    found = gallery(place / "maps.zarr", tmp_path / "out", source=open_source([tmp_path / "pictures"]), limit=5)
+    source = open_source([tmp_path / "pictures"])
+    found = gallery(place / "maps.zarr", tmp_path / "out", source=source, limit=5)
     assert found == (5, N, 1, ["3 <b>&'\".png"])
+    assert gallery(place / "maps.zarr", tmp_path / "out", limit=2) == (2, N, 1, [])  # where the store says
+    named = Pictures(source.names[:1], source.root)
+    attribute(*small_model(), named, tmp_path / "one.zarr", dtype="float64")
     with pytest.raises(ValueError, match="does not say where its images are"):
-        gallery(place / "maps.zarr", tmp_path / "out")
+        gallery(tmp_path / "one.zarr", tmp_path / "out")
     with pytest.raises(ValueError, match="is no store of maps"):
         gallery(tmp_path / "missing.zarr", tmp_path / "out")
 
