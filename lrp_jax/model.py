@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +63,45 @@ class Model(Protocol):
         ...
 
 
+class Place(Protocol):
+    """Where relevance can be read: tokens or a feature map, perhaps of several blocks."""
+
+    def zeros(self) -> Array:
+        """What is added there."""
+        ...
+
+    def maps(self, relevance: Array) -> Array:
+        """Relevance of this shape, summed over channels, on the grid of each block, ``[blocks, rows, cols]``."""
+        ...
+
+
+@runtime_checkable
+class WithBlocks(Protocol):
+    """What a model has beside :class:`Model`, whose relevance at its tokens can be read."""
+
+    @property
+    def blocks(self) -> Sequence[Place]:
+        """The tokens that enter the blocks, in order."""
+        ...
+
+    def forward_through(
+        self, params: Params, image: Array, places: Sequence[Any], added: Sequence[Array], rules: Rules
+    ) -> tuple[Array, Sequence[Array]]:
+        """As ``forward``, with something added at some places.
+
+        Args:
+            params: the parameters.
+            image: ``[H, W, channels]``.
+            places: some of ``blocks``.
+            added: of the shapes of their ``zeros``.
+            rules: the operations to use.
+
+        Returns:
+            Logits ``[C]``, and what is at these places, with what was added.
+        """
+        ...
+
+
 class Checked:
     """A model of which more is known: relevance passes through operations alone, so that it needs no probe.
 
@@ -91,18 +130,8 @@ class Checked:
 
     @property
     @abc.abstractmethod
-    def stages(self) -> Sequence[Any]:
-        """Where all relevance passes through tokens or a feature map; ``map`` makes a map of relevance there."""
-
-    @abc.abstractmethod
-    def zeros_at_stages(self) -> tuple[Array, ...]:
-        """What is added at the stages, to read relevance there."""
-
-    @abc.abstractmethod
-    def forward_through_stages(
-        self, params: Params, image: Array, added: Sequence[Array], rules: Rules
-    ) -> tuple[Array, None]:
-        """As ``forward``, with something added at each stage, without attention."""
+    def stages(self) -> Sequence[Place]:
+        """Where all relevance passes through tokens or a feature map, one for each resolution."""
 
     @abc.abstractmethod
     def check(self, examples: Any) -> Any:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lrp_jax.model import Checked, Model, Params, probe, zero_taps
+from lrp_jax.model import Checked, Model, Params, Place, WithBlocks, probe, zero_taps
 from lrp_jax.rules import GRADIENT, Rules, named
 from lrp_jax.rules.paired import vjp
 
@@ -110,7 +110,7 @@ def signals_at_pixels(
         ValueError: ``rules`` is unknown, or ``forward`` computes something of the image without its operations.
     """
     sent = _sent(model, params, image, targets, None, rules)
-    return Explanation(sent.logits, sent.targets, sent.to_image[:, 0])
+    return Explanation(sent.logits, sent.targets, _relevance(sent.to_image[:, 0], image, named(rules)))
 
 
 def signals_at_stages(
@@ -126,14 +126,45 @@ def signals_at_stages(
     """
     if not isinstance(model, Checked) or not model.stages:
         raise ValueError("stages are those of a traced model of images (lrp_jax.trace).")
-    logits, pull, _ = vjp(
-        lambda rules, added: model.forward_through_stages(params, image, added, rules),
-        [named(rules)],
-        model.zeros_at_stages(),
-    )
+    found = _at_places(model, params, image, targets, rules, model.stages)
+    return dataclasses.replace(found, relevance=tuple(maps[:, 0] for maps in found.relevance))
+
+
+def signals_at_blocks(
+    model: Model, params: Params, image: Array, targets: Array | None, rules: str | Rules
+) -> Explanation:
+    """The relevance of each target at the tokens that enter each block; arguments as of :func:`signals_at_pixels`.
+
+    Returns:
+        Logits, targets, and relevance of the patches, summed over channels, ``[K, L, rows, cols]``.
+
+    Raises:
+        ValueError: ``rules`` is unknown, or the model does not say where tokens enter its blocks.
+    """
+    if not isinstance(model, WithBlocks) or not model.blocks:
+        why = getattr(model, "without_attention", "") or "where they enter its blocks cannot be told"
+        raise ValueError(f"the model has no tokens to read relevance at, {why}: use at='pixels'.")
+    found = _at_places(model, params, image, targets, rules, model.blocks)
+    return dataclasses.replace(found, relevance=jnp.concatenate(found.relevance, axis=1))
+
+
+def _at_places(
+    model: Any, params: Params, image: Array, targets: Array | None, rules: str | Rules, places: Sequence[Place]
+) -> Explanation:
+    """Maps ``[K, times, rows, cols]`` of relevance at some places, a tuple."""
+    rules = named(rules)
+
+    def run(rules: Rules, added: Sequence[Array]) -> tuple[Array, Sequence[Array]]:
+        return model.forward_through(params, image, places, added, rules)
+
+    if rules != GRADIENT:
+        probe(model, params, image, None)
+    there = jax.eval_shape(partial(run, GRADIENT), [place.zeros() for place in places])[1]
+    logits, pull, values = vjp(run, [rules], [jnp.zeros(x.shape, x.dtype) for x in there])
     targets = predicted(logits, targets)
     (sent,) = jax.vmap(pull)(directions(targets, logits))
-    maps = tuple(jax.vmap(stage.map)(at[:, 0]) for stage, at in zip(model.stages, sent, strict=True))
+    sent = [_relevance(at[:, 0], value, rules) for at, value in zip(sent, values, strict=True)]
+    maps = tuple(jax.vmap(place.maps)(at) for place, at in zip(places, sent, strict=True))
     return Explanation(logits, targets, maps)
 
 
@@ -170,8 +201,14 @@ def signals_at_attention(
     taps = zero_taps(model, params, image, start_layer)
     sent = _sent(model, params, image, targets, taps, *sets.values())
     found: dict[str, Any] = dict.fromkeys(asked)
-    found |= {name: sent.to_taps[:, i] for i, name in enumerate(sets)}
+    for i, (name, of_it) in enumerate(sets.items()):
+        found[name] = _relevance(sent.to_taps[:, i], sent.attention[start_layer:], named(of_it))
     return AttentionSignals(sent.logits, sent.targets, sent.attention, **found)
+
+
+def _relevance(sent: Array, value: Array, rules: Rules) -> Array:
+    """What a set means by the cotangents ``[K, ...]`` that it sent to a value."""
+    return sent * value[None] if rules.times_values else sent
 
 
 def _sent(

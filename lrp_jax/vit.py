@@ -7,9 +7,10 @@ queries before keys. There is no batch axis: ``jax.vmap`` gives it.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -17,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
 
 from lrp_jax.checks import pair
 from lrp_jax.rules import GRADIENT, Rules
@@ -159,17 +159,18 @@ class ViT(nn.Module):
     rules: Rules = GRADIENT
 
     @nn.compact
-    def __call__(self, image: Array, taps: Array | None = None) -> tuple[Array, Array]:
+    def __call__(self, image: Array, taps: Array | None = None, added: Array | None = None) -> tuple[Array, Array]:
         """Classify one image.
 
         Args:
             image: ``[H, W, channels]``, normalised as the configuration says.
             taps: ``[l, h, N, N]``, added to the last l of the attention, or None. Pass zeros and
                 differentiate by them: their cotangent is the gradient, or the relevance, of that attention.
+            added: ``[L, N, D]``, likewise added to the tokens that enter the blocks, or None.
 
         Returns:
             Logits ``[C]`` and attention probabilities ``[L, h, N, N]``; a pooling attention is the last of them, its
-            one query in row 0 and nothing below.
+            one query in row 0 and nothing below. With ``added``, the tokens ``[L, N, D]`` instead of the attention.
         """
         shape = self.config.image_shape
         if image.shape != shape:
@@ -178,10 +179,10 @@ class ViT(nn.Module):
         if self.config.readout == "attention" and taps is not None:
             taps, pool_tap = taps[:-1], taps[-1]
         x = self._embed(image)
-        x, attention = self._encode(x, taps)
+        x, seen = self._encode(x, taps, added)
         features, pooling = self._read(x, pool_tap)
         logits = _Dense(self.rules, self.config.num_classes, name="head")(features)
-        return logits, jnp.concatenate(attention + pooling)
+        return logits, jnp.concatenate(seen + pooling if added is None else seen)
 
     # The stages below are parts of the compact method above: their parameters are the model's own.
 
@@ -201,8 +202,10 @@ class ViT(nn.Module):
         return _LayerNorm(rules, config.norm_epsilon, name="norm_pre")(x) if config.pre_norm else x
 
     @nn.nowrap
-    def _encode(self, x: Array, taps: Array | None) -> tuple[Array, list[Array]]:
+    def _encode(self, x: Array, taps: Array | None, added: Array | None) -> tuple[Array, list[Array]]:
         """Through the blocks: the tokens that the head reads, and attention, in parts ``[l, h, N, N]``.
+
+        With something added to what enters the blocks ``[L, N, D]``, these tokens instead of the attention.
 
         The blocks' parameters are stacked along a first axis. One compiled block runs over all but the last, which
         computes only the tokens that are read. The backward pass keeps matrix products and recomputes the rest.
@@ -221,27 +224,29 @@ class ViT(nn.Module):
         else:
             blocks = self.param("blocks", init_blocks)
 
-        def run(x: Array, layer: ArrayLike, tap: Array | None, rows: int | None = None) -> tuple[Array, Array]:
+        def run(x: Array, inputs: tuple[Any, ...], rows: int | None = None) -> tuple[Array, Array]:
+            layer, tap, more = inputs
+            tokens = x if more is None else x + more.astype(x.dtype)
             params = jax.tree.map(lambda p: p[layer], blocks)
-            return block.apply({"params": params}, x, tap, rows)  # type: ignore[return-value]
+            found: Any = block.apply({"params": params}, tokens, tap, rows)
+            return found[0], found[1] if more is None else tokens
 
-        @partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)
-        def step(x: Array, inputs: tuple[Array, Array | None]) -> tuple[Array, Array]:
-            return run(x, *inputs)
-
+        step = jax.checkpoint(run, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)
         last, tapped = depth - 1, 0 if taps is None else len(taps)
         first_tapped = min(depth - tapped, last)
-        attention = []
-        for layers, section_taps in (
-            (jnp.arange(first_tapped), None),
-            (jnp.arange(first_tapped, last), None if taps is None else taps[:-1]),
+        seen = []
+        for start, end, some_taps in (
+            (0, first_tapped, None),
+            (first_tapped, last, None if taps is None else taps[:-1]),
         ):
-            if layers.size:
-                x, section_attention = jax.lax.scan(step, x, (layers, section_taps))
-                attention.append(section_attention)
+            if start < end:
+                here = None if added is None else added[start:end]
+                x, of_blocks = jax.lax.scan(step, x, (jnp.arange(start, end), some_taps, here))
+                seen.append(of_blocks)
         read = None if self.is_mutable_collection("intermediates") else READOUTS[self.config.readout].tokens
-        x, last_attention = run(x, last, None if taps is None or not tapped else taps[-1], read)
-        return x, [*attention, last_attention[None]]
+        last_tap, more = None if taps is None or not tapped else taps[-1], None if added is None else added[-1]
+        x, of_last = run(x, (last, last_tap, more), read)
+        return x, [*seen, of_last[None]]
 
     @nn.nowrap
     def _read(self, x: Array, tap: Array | None) -> tuple[Array, list[Array]]:
@@ -273,3 +278,32 @@ class ViT(nn.Module):
     def forward(self, params: Params, image: Array, taps: Array | None, rules: Rules) -> tuple[Array, Array]:
         """The model as the pure function that :mod:`lrp_jax.attribution` explains; see ``__call__``."""
         return self.clone(rules=rules).apply({"params": params}, image, taps)  # type: ignore[return-value]
+
+    @property
+    def blocks(self) -> tuple[Blocks]:
+        """The tokens that enter the blocks, see :class:`lrp_jax.model.WithBlocks`."""
+        return (Blocks(self.config),)
+
+    @nn.nowrap
+    def forward_through(
+        self, params: Params, image: Array, places: Sequence[Blocks], added: Sequence[Array], rules: Rules
+    ) -> tuple[Array, list[Array]]:
+        """The logits, after something is added to the tokens that enter the blocks, and these tokens."""
+        found: Any = self.clone(rules=rules).apply({"params": params}, image, None, *added)
+        return found[0], [found[1]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """The tokens that enter the blocks of a Vision Transformer, ``[L, N, D]``; a :class:`lrp_jax.model.Place`."""
+
+    config: ViTConfig
+
+    def zeros(self) -> Array:
+        """What is added there."""
+        tokens = self.config.prefix_tokens + math.prod(self.config.grid)
+        return jnp.zeros((self.config.depth, tokens, self.config.width), jnp.float32)
+
+    def maps(self, relevance: Array) -> Array:
+        """Relevance of the patches, summed over channels, ``[L, rows, cols]``."""
+        return relevance.sum(axis=-1)[:, self.config.prefix_tokens :].reshape(-1, *self.config.grid)

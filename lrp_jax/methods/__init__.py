@@ -5,7 +5,9 @@ from lrp_jax.methods import relevance  # isort: split
 
 from lrp_jax.methods import attention  # isort: split
 
+from lrp_jax.methods import modified  # isort: split
+
 from lrp_jax.methods import gradient, masking
 from lrp_jax.methods.base import METHODS, Method, register
 
-__all__ = ["METHODS", "Method", "attention", "gradient", "masking", "register", "relevance"]
+__all__ = ["METHODS", "Method", "attention", "gradient", "masking", "modified", "register", "relevance"]

@@ -50,3 +50,24 @@ def attention_gradcam(model: Model, params: Params, image: Array, targets: Array
     weight = gradient.mean(axis=tuple(range(2, gradient.ndim)), keepdims=True)  # [K, h, 1, 1]
     cam = jnp.maximum((weight * patches(row(signals.attention[-1], model), model)[None]).mean(axis=1), 0)
     return Explanation(signals.logits, signals.targets, unit_range(cam.reshape(len(cam), 1, -1)).reshape(cam.shape))
+
+
+@register(class_specific=True, resolution="patch", reference="Chefer et al. 2021b, equations 5 and 6")
+def generic_attention(
+    model: Model, params: Params, image: Array, targets: Array | None, *, start_layer: int = 0
+) -> Explanation:
+    """Rollout of (G * A)+, the gradient times the attention: transformer attribution without relevance.
+
+    *Generic Attention-Model Explainability for Interpreting Bi-Modal and Encoder-Decoder Transformers*, for
+    self-attention.
+
+    Options:
+        start_layer: the first block that enters the product.
+
+    Raises:
+        ValueError: ``start_layer`` is not a block.
+    """
+    check_block(model, params, image, start_layer=start_layer)
+    signals = signals_at_attention(model, params, image, targets, None, start_layer=start_layer)
+    matrices = jnp.maximum(signals.gradient * signals.attention[None, start_layer:], 0).mean(axis=2)
+    return Explanation(signals.logits, signals.targets, rollout(matrices, model))

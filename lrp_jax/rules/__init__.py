@@ -10,11 +10,16 @@ A rule is an equation under :func:`rule`, a set of them a :class:`Rules` under :
 
 from lrp_jax.rules.base import GRADIENT, RULES, Rules, named, register, rule, safe_divide, stable_divide
 from lrp_jax.rules.chefer import BASELINE, CHEFER, stable
+from lrp_jax.rules.modified import ALI_LRP, ATTNLRP, CP_LRP, LIBRAGRAD
 
 __all__ = [
+    "ALI_LRP",
+    "ATTNLRP",
     "BASELINE",
     "CHEFER",
+    "CP_LRP",
     "GRADIENT",
+    "LIBRAGRAD",
     "RULES",
     "Rules",
     "named",

@@ -30,14 +30,16 @@ class Rules:
         patch_embed: the same for the first such product on the way from the pixels.
         matmul: ``(a [..., n, m], b [..., m, p]) -> [..., n, p]``, the product of two activations.
         add: ``(a, b) -> a + b`` for two activations of one shape (a residual connection).
-        multiply: ``(a, b) -> a * b`` for two activations of one shape (a gate).
+        multiply: ``(a, b) -> a * b`` for two activations of one shape, a the gate. With ``gated=False``, neither is.
         mean: ``(x [n, D]) -> [D]``, the mean over the first axis (pooling).
         softmax: ``(x, scale) -> softmax(scale * x)`` over the last axis. With ``function=``, ``(x, *parameters) ->
             function(x, *parameters)``, another form of it, of the shape of ``x``.
         layer_norm: ``(x [..., D], scale [D], bias [D], epsilon) -> [..., D]``. With ``function=``, another
-            normalisation, as for softmax.
+            normalisation, or what is linear in the channels of x, as for softmax.
         activation: ``(function, x, *parameters) -> function(x, *parameters)``, elementwise or at least of the shape of
             ``x``.
+        times_values: whether what is sent back are gradients, so that relevance is these times the values that stand
+            there; else it is relevance.
     """
 
     name: str
@@ -45,11 +47,12 @@ class Rules:
     patch_embed: Callable[..., Array]
     matmul: Callable[[Array, Array], Array]
     add: Callable[[Array, Array], Array]
-    multiply: Callable[[Array, Array], Array]
+    multiply: Callable[..., Array]
     mean: Callable[[Array], Array]
     softmax: Callable[..., Array]
     layer_norm: Callable[..., Array]
     activation: Callable[..., Array]
+    times_values: bool = False
 
 
 #: Rule sets of relevance by name.
@@ -192,6 +195,11 @@ def dense(x: Array, kernel: Array, bias: Array | None, *, product: Product = jnp
     return z if bias is None else z + jnp.broadcast_to(bias, z.shape)
 
 
+def multiply(a: Array, b: Array, *, gated: bool = True) -> Array:
+    """See :class:`Rules`."""
+    return a * b
+
+
 def mean(x: Array) -> Array:
     """See :class:`Rules`."""
     return x.mean(axis=0)
@@ -232,7 +240,7 @@ GRADIENT = Rules(
     patch_embed=dense,
     matmul=jnp.matmul,
     add=jnp.add,
-    multiply=jnp.multiply,
+    multiply=multiply,
     mean=mean,
     softmax=softmax,
     layer_norm=layer_norm,

@@ -57,8 +57,8 @@ def halved_matmul(a: Array, b: Array, z: Array, r: Array, *, epsilon: float) -> 
     return a * (s @ b.mT) / 2, b * (a.mT @ s) / 2
 
 
-@rule(jnp.multiply)
-def halved_multiply(a: Array, b: Array, z: Array, r: Array) -> tuple[Array, Array]:
+@rule(base.multiply)
+def halved_multiply(a: Array, b: Array, z: Array, r: Array, *, gated: bool = True) -> tuple[Array, Array]:
     """``z = a b``, the matmul of numbers: ``R_a = R_b = R / 2``."""
     return r / 2, r / 2
 

@@ -59,11 +59,9 @@ def operations(sets: Sequence[Rules]) -> Rules:
 
     Without sets, they refuse to stand under a ``jax.vmap``.
     """
-    names = [field.name for field in dataclasses.fields(Rules) if field.name != "name"]
-    return Rules(
-        name=" and ".join(rules.name for rules in sets),
-        **{name: partial(_bind, name, tuple(getattr(rules, name) for rules in sets)) for name in names},
-    )
+    names = [field.name for field in dataclasses.fields(Rules) if field.name not in ("name", "times_values")]
+    bound: Any = {name: partial(_bind, name, tuple(getattr(rules, name) for rules in sets)) for name in names}
+    return Rules(name=" and ".join(rules.name for rules in sets), **bound)
 
 
 #: The primitive that operations are. Parameters: ``name``, the member of :class:`Rules`; ``ordinary``, its operation

@@ -13,7 +13,7 @@ from jax import Array
 
 from lrp_jax.program import Variable
 from lrp_jax.rules import Rules
-from lrp_jax.tracing.steps import Choice, Loop, Recognised, Site
+from lrp_jax.tracing.steps import Choice, Loop, Recognised, Site, Step
 
 
 def run(
@@ -22,6 +22,7 @@ def run(
     values: Sequence[Any],
     taps: Array | None,
     added: Mapping[Variable, Array] | None = None,
+    seen: dict[Variable, Array] | None = None,
 ) -> tuple[list[Any], list[Array]]:
     """What a program gives, and its attention.
 
@@ -30,12 +31,22 @@ def run(
         rules: its operations.
         values: what it is given.
         taps: ``[l, h, N, N]``, to be added to the last l of its attention, or None.
-        added: what is added to variables, to read gradient and relevance there.
+        added: what is added to variables, to read gradient and relevance there; of those of a loop, for each time.
+        seen: where the values of these variables go, with what was added.
 
     Returns:
         What it gives, and attention in parts, ``[some, h, N, N]`` each.
     """
-    known: dict[Variable, Any] = dict(zip(program.inputs, values, strict=True))
+    added, seen = {} if added is None else added, {} if seen is None else seen
+    known: dict[Variable, Any] = {}
+
+    def store(variables: Sequence[Variable], results: Sequence[Any]) -> None:
+        for variable, result in zip(variables, results, strict=True):
+            if variable in added:
+                result = seen[variable] = result + added[variable]
+            known[variable] = result
+
+    store(program.inputs, values)
     untapped = program.sites - (0 if taps is None else len(taps))
     attention: list[Array] = []
     passed = 0
@@ -55,55 +66,71 @@ def run(
         elif isinstance(step, Loop):
             sites = step.body.sites * step.length
             here = None if taps is None else taps[max(passed - untapped, 0) : max(passed + sites - untapped, 0)]
-            results, parts = _loop(step, rules, inputs, here)
+            results, parts = _loop(step, rules, inputs, here, added, seen)
             attention += parts
             passed += sites
         elif isinstance(step, Choice):
             branches = [lambda *given, branch=branch: run(branch, rules, given, None)[0] for branch in step.branches]
             results = jax.lax.switch(jnp.asarray(inputs[0], jnp.int32), branches, *inputs[1:])
-        elif step.operation is None:
-            results = step.equations[0].call(*inputs)
         else:
-            found = step.operation.run(rules, *inputs)
-            results = found if isinstance(found, (list, tuple)) else [found]
-            results = [
-                r if r.dtype == v.dtype else r.astype(v.dtype) for r, v in zip(results, step.outputs, strict=True)
-            ]
-        known |= zip(step.outputs, results, strict=True)
-        if added:
-            known |= {v: known[v] + added[v] for v in step.outputs if v in added}
+            results = _by_operation(step, rules, inputs)
+        store(step.outputs, results)
     return [read(v) for v in program.outputs], attention
 
 
-def _loop(step: Loop, rules: Rules, inputs: list[Any], taps: Array | None) -> tuple[list[Any], list[Array]]:
+def _by_operation(step: Step, rules: Rules, inputs: Sequence[Any]) -> Sequence[Any]:
+    if step.operation is None:
+        return step.equations[0].call(*inputs)
+    found = step.operation.run(rules, *inputs)
+    results = found if isinstance(found, (list, tuple)) else [found]
+    return [r if r.dtype == v.dtype else r.astype(v.dtype) for r, v in zip(results, step.outputs, strict=True)]
+
+
+def _loop(
+    step: Loop,
+    rules: Rules,
+    inputs: list[Any],
+    taps: Array | None,
+    added: Mapping[Variable, Array],
+    seen: dict[Variable, Array],
+) -> tuple[list[Any], list[Array]]:
     """A scan; the first times without taps, if only the last have them. Going back recomputes all but products."""
     consts, carry = step.consts, step.carry
     fixed, carried, given = inputs[:consts], inputs[consts : consts + carry], inputs[consts + carry :]
     sites = step.body.sites
     tapped = 0 if taps is None else -(-len(taps) // sites) if sites else 0
     params = step.equations[0].params
+    inside = [v for v in added if step.body.has(v)]
+    before = [added[v] for v in inside]
 
     @partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)
     def body(carried: Any, each: Any) -> tuple[Any, Any]:
-        some, tap = each
-        outputs, attention = run(step.body, rules, [*fixed, *carried, *some], tap)
-        return outputs[:carry], (outputs[carry:], jnp.concatenate(attention) if attention else None)
+        some, tap, here = each
+        found: dict[Variable, Array] = {}
+        there = dict(zip(inside, here, strict=True))
+        outputs, attention = run(step.body, rules, [*fixed, *carried, *some], tap, there, found)
+        maps = jnp.concatenate(attention) if attention else None
+        return outputs[:carry], (outputs[carry:], maps, [found[v] for v in inside])
 
     if taps is not None and tapped:
         missing = tapped * sites - len(taps)
         taps = jnp.pad(taps, ((missing, 0),) + ((0, 0),) * (taps.ndim - 1)) if missing else taps
         taps = taps.reshape(tapped, sites, *taps.shape[1:])
-    parts, attention = [], []
+    parts, attention, values = [], [], []
     for start, end, some_taps in ((0, step.length - tapped, None), (step.length - tapped, step.length, taps)):
         if start < end:
-            some = given if end - start == step.length else [x[start:end] for x in given]
-            carried, (outputs, maps) = jax.lax.scan(
-                body, carried, (some, some_taps), end - start, reverse=params["reverse"], unroll=params["unroll"]
+            some, here = ([x[start:end] for x in all_of_them] for all_of_them in (given, before))
+            carried, (outputs, maps, found) = jax.lax.scan(
+                body, carried, (some, some_taps, here), end - start, reverse=params["reverse"], unroll=params["unroll"]
             )
             parts.append(outputs)
+            values.append(found)
             if maps is not None:
                 attention.append(maps.reshape(-1, *maps.shape[2:]))
-    outputs = parts[0] if len(parts) == 1 else [jnp.concatenate(pair) for pair in zip(*parts, strict=True)]
+    outputs, found = (
+        of[0] if len(of) == 1 else [jnp.concatenate(pair) for pair in zip(*of, strict=True)] for of in (parts, values)
+    )
+    seen |= zip(inside, found, strict=True)
     return [*carried, *outputs], attention
 
 

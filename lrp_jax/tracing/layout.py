@@ -49,7 +49,7 @@ MIXTURE = Rules(
     patch_embed=_dense,
     matmul=_matmul,
     add=lambda a, b: (a + b) / 2,
-    multiply=lambda a, b: (a + b) / 2,
+    multiply=lambda a, b, **_: (a + b) / 2,
     mean=lambda x: x.mean(axis=0),
     softmax=_of_x,
     layer_norm=_of_x,
@@ -75,7 +75,7 @@ def value_at(program: Recognised, values: Sequence[Any], variable: Variable) -> 
         if variable in step.outputs:
             part = Recognised(program.inputs, [variable], program.steps[: i + 1])
             return run(part, MIXTURE, values, None)[0][0]
-        if isinstance(step, Loop) and _contains(step.body, variable):
+        if isinstance(step, Loop) and step.body.has(variable):
             part = Recognised(program.inputs, list(step.inputs), program.steps[:i])
             given = run(part, MIXTURE, values, None)[0]
             fixed = step.consts + step.carry
@@ -86,7 +86,7 @@ def value_at(program: Recognised, values: Sequence[Any], variable: Variable) -> 
 def rest_from(program: Recognised, variable: Variable, value: Array) -> list[Any]:
     """What a program gives if a variable has a value, the last time that it is computed, and all else is 0."""
     for i, step in enumerate(program.steps):
-        inside = isinstance(step, Loop) and _contains(step.body, variable)
+        inside = isinstance(step, Loop) and step.body.has(variable)
         if variable not in step.outputs and not inside:
             continue
         known: dict[Variable, Any] = {variable: value}
@@ -101,10 +101,6 @@ def rest_from(program: Recognised, variable: Variable, value: Array) -> list[Any
         values = [known[v] if v in known else jnp.zeros(v.shape, v.dtype) for v in inputs]
         return run(Recognised(inputs, program.outputs, steps), MIXTURE, values, None)[0]
     raise AssertionError("the variable is not of the program")
-
-
-def _contains(program: Recognised, variable: Variable) -> bool:
-    return any(variable in step.outputs for step, _ in program.walk())
 
 
 def _values(function: Callable[..., Any], *arguments: np.ndarray) -> Any:
@@ -192,19 +188,28 @@ class Stage:
     """Tokens or a feature map that all relevance passes through.
 
     Attributes:
-        variable: of the program.
+        variable: of the program, or of a loop in it.
         grid: its rows and columns; or its tokens.
         axes: of the variable, those of the grid.
         order: the places of the grid's cells, row by row, along these axes in one.
+        times: how often loops compute it, the outer one first.
     """
 
     variable: Variable
     grid: tuple[int, ...]
     axes: tuple[int, ...]
     order: np.ndarray
+    times: tuple[int, ...] = ()
 
-    def map(self, relevance: Array) -> Array:
-        """Relevance of the variable, summed over all but the grid."""
+    def zeros(self) -> Array:
+        """What is added there, to read relevance."""
+        return jnp.zeros((*self.times, *self.variable.shape), self.variable.dtype)
+
+    def maps(self, relevance: Array) -> Array:
+        """Relevance of the variable, summed over all but the grid, of each time, ``[times, *grid]``."""
+        return jax.vmap(self._map)(relevance.reshape(-1, *self.variable.shape))
+
+    def _map(self, relevance: Array) -> Array:
         rest = [i for i in range(relevance.ndim) if i not in self.axes]
         cells = relevance.transpose([*self.axes, *rest]).reshape(-1, *(relevance.shape[i] for i in rest))
         return cells.reshape(len(cells), -1).sum(axis=1)[self.order].reshape(self.grid)
@@ -235,20 +240,69 @@ def stages(program: Recognised, example: int, axes: int) -> list[Stage]:
     found: list[Stage] = []
     tolerance = _tolerance(program, example)
     for shape, (reached, centre) in zip(first, centres(program, example, list(first.values()), axes), strict=True):
-        if not reached.any():
-            continue
-        varying = tuple(i for i in range(len(shape)) if np.nan_to_num(np.ptp(centre, axis=i + 1)).max() > tolerance)
-        rest = tuple(i for i in range(len(shape)) if i not in varying)
-        if not varying:
-            continue
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # of the mean of nothing
-            places = np.nanmean(centre, axis=tuple(i + 1 for i in rest)).reshape(axes, -1)
-        cells = np.flatnonzero(~np.isnan(places).any(axis=0))
-        grid = _grid(places[:, cells], tolerance)
-        if grid is not None:
-            found = [stage for stage in found if stage.grid != grid[0]]
-            found.append(Stage(last[shape], grid[0], varying, cells[grid[1]]))
+        layout = _layout(reached, centre, axes, tolerance)
+        if layout is not None:
+            found = [stage for stage in found if stage.grid != layout[0]]
+            found.append(Stage(last[shape], *layout))
+    return found
+
+
+def _layout(
+    reached: np.ndarray, centre: np.ndarray, axes: int, tolerance: float, *, others: bool = False
+) -> tuple[tuple[int, ...], tuple[int, ...], np.ndarray] | None:
+    """The grid of a variable, its axes, and the places of its cells; None: it has none.
+
+    With ``others``, also where some of it is of no part of the input, as a class token.
+    """
+    spread = np.nanmax if others else np.max, np.nanmin if others else np.min
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of the mean of nothing
+        extents = [spread[0](centre, axis=i) - spread[1](centre, axis=i) for i in range(1, centre.ndim)]
+        varying = tuple(i for i, extent in enumerate(extents) if np.nan_to_num(extent).max() > tolerance)
+        if not reached.any() or not varying:
+            return None
+        rest = tuple(i for i in range(reached.ndim) if i not in varying)
+        places = np.nanmean(centre, axis=tuple(i + 1 for i in rest)).reshape(axes, -1)
+    cells = np.flatnonzero(~np.isnan(places).any(axis=0))
+    grid = _grid(places[:, cells], tolerance)
+    return grid and (grid[0], varying, cells[grid[1]])
+
+
+def block_inputs(program: Recognised, example: int, axes: int) -> list[Stage]:
+    """The tokens that enter each block of attention: the last before it that all paths pass through.
+
+    Args:
+        program: the program.
+        example: which of its inputs is the example.
+        axes: 2 for an image, 1 for a sequence.
+
+    Returns:
+        The inputs, in order; of blocks in a loop, one for all its times. Empty, if there is no such variable.
+    """
+    entering = list(dict.fromkeys(_entering(program, program.inputs[example], ())))
+    found = [entered for entered in entering if entered is not None]
+    if not found or len(found) < len(entering):
+        return []
+    first = found[0][0]
+    ((reached, centre),) = centres(program, example, [first], axes)
+    layout = _layout(reached, centre, axes, _tolerance(program, example), others=True)
+    if layout is None or {v.shape for v, _ in found} != {first.shape}:
+        return []
+    return [Stage(variable, *layout, times) for variable, times in found]
+
+
+def _entering(
+    program: Recognised, current: Variable, times: tuple[int, ...]
+) -> list[tuple[Variable, tuple[int, ...]] | None]:
+    through = set(cut_points(program))
+    found: list[tuple[Variable, tuple[int, ...]] | None] = []
+    for step in program.steps:
+        if isinstance(step, Site) and not step.learned:
+            found.append((current, times) if current in through else None)
+        elif isinstance(step, Loop) and step.body.sites:
+            carried = [v for v in step.body.inputs if v.active]
+            found += _entering(step.body, carried[0], (*times, step.length)) if len(carried) == 1 else [None]
+        current = next((v for v in step.outputs if v in through), current)
     return found
 
 

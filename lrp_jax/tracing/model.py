@@ -108,17 +108,24 @@ class Traced(Checked):
             return []
         return layout.stages(self.program, len(self.program.inputs) - 1, 2)
 
-    def zeros_at_stages(self) -> tuple[Array, ...]:
-        """What is added at the stages, to read relevance there."""
-        return tuple(jnp.zeros(s.variable.shape, s.variable.dtype) for s in self.stages)
+    @functools.cached_property
+    def blocks(self) -> list[layout.Stage]:
+        """What enters each block of attention; empty, if there is none, or it cannot be told."""
+        if self.without_attention:
+            return []
+        before = len(self.program.inputs) - 1  # of an image, or of embeddings; else the example's leaves come last
+        if not self.is_image and self.embed is None:
+            before = self.params_structure.num_leaves + self.explained
+        return layout.block_inputs(self.program, before, len(self.grid))
 
-    def forward_through_stages(
-        self, params: Params, image: Array, added: Sequence[Array], rules: Rules
-    ) -> tuple[Array, None]:
-        """The logits, after something is added at each stage."""
-        there = {stage.variable: x for stage, x in zip(self.stages, added, strict=True)}
-        (logits,), _ = run(self.program, rules, self._inputs(params, image), None, there)
-        return logits.reshape(-1), None
+    def forward_through(
+        self, params: Params, image: Array, places: Sequence[layout.Stage], added: Sequence[Array], rules: Rules
+    ) -> tuple[Array, list[Array]]:
+        """The logits, after something is added at some places, and what is there then."""
+        seen: dict[Variable, Array] = {}
+        there = {place.variable: x for place, x in zip(places, added, strict=True)}
+        (logits,), _ = run(self.program, rules, self._inputs(params, image), None, there, seen)
+        return logits.reshape(-1), [seen[place.variable] for place in places]
 
     @property
     def example(self) -> Any:

@@ -160,9 +160,19 @@ def add_constant(equation: Equation) -> Operation:
 @register("mul")
 def multiply(equation: Equation) -> Operation | None:
     """A gate; with a constant, a scale."""
-    if len(equation.active) == 2:
-        return Operation("multiply", lambda rules, a, b: rules.multiply(*jnp.broadcast_arrays(a, b)))
-    return function_of_one("activation", equation)
+    return gated(None) if len(equation.active) == 2 else function_of_one("activation", equation)
+
+
+def gated(gate: int | None) -> Operation:
+    """A product of two active values, of which one is the gate, or neither."""
+
+    def run(rules: Rules, *factors: Array) -> Array:
+        a, b = jnp.broadcast_arrays(*factors)
+        if gate is None:
+            return rules.multiply(a, b, gated=False)
+        return rules.multiply(b, a) if gate else rules.multiply(a, b)
+
+    return Operation("multiply", run)
 
 
 @register("div")
@@ -172,7 +182,7 @@ def divide(equation: Equation) -> Operation | None:
 
         def run(rules: Rules, a: Array, b: Array) -> Array:
             a, b = jnp.broadcast_arrays(a, b)
-            return rules.multiply(a, rules.activation(lambda b: 1 / b, b))
+            return rules.multiply(rules.activation(lambda b: 1 / b, b), a)
 
         return Operation("multiply", run)
     return function_of_one("activation", equation)
@@ -235,5 +245,6 @@ def of_unit(unit: Unit) -> Operation:
             known |= zip(equation.outputs, equation.call(*(known[v] for v in equation.inputs)), strict=True)
         return known[unit.output]
 
-    kind = "activation" if unit.kind == "linear" else unit.kind
+    # What is linear and no function of each value alone subtracts a mean, or turns pairs of channels by positions.
+    kind = "layer_norm" if unit.kind == "linear" else unit.kind
     return applied(kind, [True] + [False] * len(constants), unit.output.shape, function)

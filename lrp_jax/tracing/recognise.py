@@ -8,7 +8,7 @@ from lrp_jax.program import Equation, Program, Variable, parts_of_scan
 from lrp_jax.tracing import operations, products
 from lrp_jax.tracing.operations import Operation
 from lrp_jax.tracing.steps import Choice, Loop, Recognised, Site, Step
-from lrp_jax.tracing.units import MOVES, Unit, find
+from lrp_jax.tracing.units import ELEMENTWISE, MOVES, Unit, find
 
 
 def recognise(program: Program, pixels: set[Variable], unknown: list[Equation]) -> Recognised:
@@ -138,6 +138,9 @@ class _Recogniser:
             operation = products.as_patch_embed(equation)
         elif equation.primitive in {"add", "add_any"} and equation not in self.masked and self.adds_positions(equation):
             operation = operations.add_constant(equation)
+        elif equation.primitive == "mul" and len(equation.active) == 2:
+            gates = [i for i, v in enumerate(given) if self.is_activated(v)]
+            operation = operations.gated(gates[0] if len(gates) == 1 else None)
         else:
             operation = operations.operation_of(equation)
         if operation is None:
@@ -148,6 +151,15 @@ class _Recogniser:
             self.pixels.update(made)
         weighted = self.weights(equation) if operation is not None and operation.name == "multiply" else frozenset()
         return Step(operation, given, made, (equation,), weighted=weighted)
+
+    def is_activated(self, variable: Variable) -> bool:
+        """Whether a variable is what an activation gives, moved and scaled: one of two factors that is, is the gate."""
+        maker = self.maker.get(variable)
+        while isinstance(maker, Equation) and not maker.inner and len(maker.active) == 1:
+            if maker.primitive not in MOVES | _AFFINE:
+                return maker.primitive in ELEMENTWISE
+            maker = self.maker.get(maker.active[0])
+        return bool(maker.inner) if isinstance(maker, Equation) else maker is not None and maker.kind == "activation"
 
     def weights(self, equation: Equation) -> frozenset[int]:
         """Over how many values a factor is a softmax: a weighted sum may be written so."""

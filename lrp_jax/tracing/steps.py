@@ -105,6 +105,12 @@ class Recognised:
         """How many attention maps it has."""
         return sum(_sites(step) for step in self.steps)
 
+    def has(self, variable: Variable) -> bool:
+        """Whether a variable is of this program or of a loop in it."""
+        return variable in self.inputs or any(
+            variable in step.outputs or (isinstance(step, Loop) and step.body.has(variable)) for step in self.steps
+        )
+
     def walk(self) -> Iterator[tuple[Step, int]]:
         """All steps, those of loops as well, and how often each is run."""
         for step in self.steps:

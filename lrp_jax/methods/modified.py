@@ -1,0 +1,78 @@
+"""Maps by modified gradients, at the tokens or at the pixels: AttnLRP and its kin."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jax import Array
+
+from lrp_jax.methods.base import register
+from lrp_jax.model import Model, Params
+from lrp_jax.rules import ALI_LRP, ATTNLRP, CP_LRP, LIBRAGRAD, Rules
+from lrp_jax.signals import Explanation, signals_at_blocks, signals_at_pixels
+
+_PLACES = ("tokens", "blocks", "pixels")
+
+
+@register(class_specific=True, resolution="patch", reference="Achtibat et al. 2024", signed=True)
+def attnlrp(model: Model, params: Params, image: Array, targets: Array | None, *, at: str = "tokens") -> Explanation:
+    """Relevance by AttnLRP: attention, layer norm and activations propagate theirs by modified gradients.
+
+    Options:
+        at: ``"tokens"``, what enters the first block, positions included; ``"blocks"``, the sum over what enters each;
+            ``"pixels"``.
+
+    Raises:
+        ValueError: ``at`` is none of these, or the model does not say where tokens enter its blocks.
+    """
+    return _relevance(model, params, image, targets, ATTNLRP, at)
+
+
+@register(class_specific=True, resolution="patch", reference="Achtibat et al. 2024; Ali et al. 2022", signed=True)
+def cp_lrp(model: Model, params: Params, image: Array, targets: Array | None, *, at: str = "tokens") -> Explanation:
+    """Relevance by CP-LRP: AttnLRP with the attention held.
+
+    Options:
+        at: as of ``attnlrp``.
+
+    Raises:
+        ValueError: ``at`` is none of these, or the model does not say where tokens enter its blocks.
+    """
+    return _relevance(model, params, image, targets, CP_LRP, at)
+
+
+@register(class_specific=True, resolution="patch", reference="Ali et al. 2022", signed=True)
+def ali_lrp(model: Model, params: Params, image: Array, targets: Array | None, *, at: str = "tokens") -> Explanation:
+    """Gradient times tokens, with attention and the deviation of layer norm held.
+
+    Options:
+        at: as of ``attnlrp``.
+
+    Raises:
+        ValueError: ``at`` is none of these, or the model does not say where tokens enter its blocks.
+    """
+    return _relevance(model, params, image, targets, ALI_LRP, at)
+
+
+@register(class_specific=True, resolution="patch", reference="Mehri et al. 2025", signed=True)
+def libragrad(model: Model, params: Params, image: Array, targets: Array | None, *, at: str = "tokens") -> Explanation:
+    """Gradient times tokens by LibraGrad, whose gradients are pruned and scaled so that nothing is lost.
+
+    Options:
+        at: as of ``attnlrp``.
+
+    Raises:
+        ValueError: ``at`` is none of these, or the model does not say where tokens enter its blocks.
+    """
+    return _relevance(model, params, image, targets, LIBRAGRAD, at)
+
+
+def _relevance(model: Model, params: Params, image: Array, targets: Array | None, rules: Rules, at: str) -> Explanation:
+    if at not in _PLACES:
+        raise ValueError(f"at must be one of {', '.join(_PLACES)}; got {at!r}.")
+    if at == "pixels":
+        found = signals_at_pixels(model, params, image, targets, rules)
+        return dataclasses.replace(found, relevance=found.relevance.sum(axis=-1))
+    found = signals_at_blocks(model, params, image, targets, rules)
+    maps = found.relevance[:, 0] if at == "tokens" else found.relevance.sum(axis=1)
+    return dataclasses.replace(found, relevance=maps)

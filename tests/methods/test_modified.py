@@ -1,0 +1,77 @@
+"""AttnLRP and its kin against the authors' values."""
+
+import jax
+import numpy as np
+import pytest
+from helpers import CASES, GOLDEN, relative_error, small_images, small_model
+
+import lrp_jax
+from lrp_jax.signals import signals_at_blocks
+
+
+@pytest.fixture(scope="module")
+def modern():
+    """Values of the authors' code of the modern methods."""
+    with np.load(GOLDEN / "modern_vit_random.npz") as file:
+        return dict(file)
+
+
+# Their published code adds 1e-10 to what it divides by; LibraGrad's and that of Ali et al. adds nothing.
+EXACT, WITH_EPSILON = 1e-13, 6e-8
+VALUES = {
+    "attnlrp/patches": ("attnlrp", {}, WITH_EPSILON),
+    "attnlrp/pixels": ("attnlrp", {"at": "pixels"}, WITH_EPSILON),
+    "cp_lrp/patches": ("cp_lrp", {}, WITH_EPSILON),
+    "cp_lrp/pixels": ("cp_lrp", {"at": "pixels"}, WITH_EPSILON),
+    "ali_lrp/patches": ("ali_lrp", {}, EXACT),
+    "ali_lrp/pixels": ("ali_lrp", {"at": "pixels"}, EXACT),
+    "libra/patches": ("libragrad", {}, EXACT),
+    "libra/pixels": ("libragrad", {"at": "pixels"}, EXACT),
+    "libra/ixg_plus_patches": ("libragrad", {"at": "blocks"}, EXACT),
+    "generic_attention/patches": ("generic_attention", {}, EXACT),
+}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_equals_the_authors(golden, golden_model, golden_images, modern, name):
+    method, options, tolerance = VALUES[name]
+    images = golden_images[[golden[f"case{case}/image"] for case in CASES]]
+    targets = np.array([golden[f"case{case}/target"] for case in CASES])
+    maps = lrp_jax.explain(*golden_model, images, targets, method=method, **options).relevance[:, 0]
+    for case in CASES:
+        expected = modern[f"case{case}/{name}"]
+        assert relative_error(maps[case].reshape(expected.shape), expected) < tolerance
+
+
+def test_attention_gradient_equals_the_authors(golden, golden_model, golden_images, modern):
+    """What the sets send to the attention: relevance there is the attention times it."""
+    signals = lrp_jax.attention_signals(
+        *golden_model, golden_images[[golden["case0/image"]]], [golden["case0/target"]], rules="libragrad"
+    )
+    expected = modern["case0/libra/attention_gradient"] * np.asarray(signals.attention[0])
+    assert relative_error(signals.relevance[0, 0], expected) < EXACT
+
+
+@pytest.mark.parametrize("rules", ["cp_lrp", "libragrad"])
+def test_the_logit_is_conserved_without_biases(rules):
+    """At the input of every block, and of the attention in it; the biases of this model are 0."""
+    model, params = small_model(readout="mean", prefix_tokens=0)
+    images = small_images(2)
+    e = lrp_jax.explain(model, params, images, method="raw_attention")
+    logits = np.take_along_axis(np.asarray(e.logits), np.asarray(e.targets), axis=1)
+    for image, logit in zip(images, logits, strict=True):
+        found = jax.jit(lambda i: signals_at_blocks(model, params, i, None, rules))(image)
+        np.testing.assert_allclose(found.relevance.sum((2, 3))[0], np.full(3, logit), rtol=1e-10)
+
+
+def test_bad_options():
+    model, params = small_model()
+    for method in ("attnlrp", "cp_lrp", "ali_lrp", "libragrad"):
+        with pytest.raises(ValueError, match="at must be one of tokens, blocks, pixels; got 'heads'"):
+            lrp_jax.explain(model, params, small_images(1), method=method, at="heads")
+
+    class Plain:
+        grid, readout, forward = model.grid, model.readout, model.forward
+
+    with pytest.raises(ValueError, match="no tokens to read relevance at, where they enter"):
+        lrp_jax.explain(Plain(), params, small_images(1), method="attnlrp")
