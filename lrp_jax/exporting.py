@@ -12,7 +12,7 @@ from jax import Array
 
 from lrp_jax.attribution import explain, most_probable
 from lrp_jax.maps import heatmaps
-from lrp_jax.model import Model, Params
+from lrp_jax.model import Model, Params, number_of_classes
 from lrp_jax.pictures import Preprocessing
 from lrp_jax.tracing import Traced
 
@@ -35,7 +35,7 @@ def export(
 
     ``path.write_bytes(export(...).serialize())`` keeps it (serialising needs the extra ``export``), and elsewhere
     ``jax.export.deserialize(path.read_bytes()).call(images)`` gives a mapping of ``logits`` ``[B, C]``, ``targets``
-    ``[B, K]`` and ``relevance`` ``[B, K, rows, cols]``, for any number of images, under ``jit`` as well.
+    ``[B, K]`` and ``relevance``, as of :class:`lrp_jax.Explanation`, for any number of images, under ``jit`` as well.
 
     Args:
         model: the model.
@@ -56,12 +56,12 @@ def export(
     Raises:
         ValueError: an argument is wrong, or nothing says what the model takes.
     """
-    if top_k < 1 or (takes_targets and top_k != 1):
-        raise ValueError(f"top_k must be at least 1, and is not for a function that takes targets; got {top_k}.")
     if not platforms or not set(platforms) <= set(PLATFORMS):
         raise ValueError(f"platforms must be some of {', '.join(PLATFORMS)}; got {', '.join(platforms) or 'none'}.")
     batch, classes = jax.export.symbolic_shape("batch, classes")
-    given = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype), _example(model, example))
+    example = _example(model, example)
+    _check_top_k(model, params, example, top_k, takes_targets)
+    given = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype), example)
 
     def function(images: Any, targets: Array | None = None) -> dict[str, Array]:
         if targets is None and top_k > 1:
@@ -69,13 +69,21 @@ def export(
         found = explain(model, params, images, targets, method=method, **options)
         maps = found.relevance
         if upsample:
-            if not isinstance(images, jax.Array) or images.ndim != 4:
-                raise ValueError("upsample is for maps of images; this model takes something else.")
+            if not isinstance(images, Array) or images.ndim != 4 or not isinstance(maps, Array):
+                raise ValueError("upsample is for one map of an image; this model or method has something else.")
             maps = heatmaps(maps, (images.shape[1], images.shape[2]))
         return {"logits": found.logits, "targets": found.targets, "relevance": maps}
 
     inputs = [given, jax.ShapeDtypeStruct((batch, classes), jnp.int32)] if takes_targets else [given]
     return jax.export.export(jax.jit(function), platforms=list(platforms))(*inputs)
+
+
+def _check_top_k(model: Model, params: Params, example: Any, top_k: int, takes_targets: bool) -> None:
+    if top_k < 1 or (takes_targets and top_k != 1):
+        raise ValueError(f"top_k must be at least 1, and is not for a function that takes targets; got {top_k}.")
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), example)
+    if top_k > (count := number_of_classes(model, params, one)):
+        raise ValueError(f"top_k must be at most the model's {count} classes, got {top_k}.")
 
 
 def _example(model: Model, example: Any) -> Any:

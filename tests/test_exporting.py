@@ -90,6 +90,7 @@ def test_bad_input():
     for bad, message in (
         ({"top_k": 0}, "top_k must be at least 1"),
         ({"top_k": 2, "takes_targets": True}, "top_k must be at least 1, and is not"),
+        ({"top_k": 6}, "top_k must be at most the model's 5 classes, got 6"),
         ({"platforms": ["gpu"]}, "platforms must be some of cpu, cuda, rocm, tpu; got gpu"),
         ({"method": "magic"}, "method must be one of"),
     ):

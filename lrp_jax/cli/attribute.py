@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from typing import Any
 
@@ -84,8 +85,15 @@ def run(options: argparse.Namespace) -> int:
     model, params, preprocessing, labels = load_model(options.model)
     vocabulary = Vocabulary(labels)
     targets = np.array([vocabulary.index(word) for word in options.target]) if options.target else None
+    begun = False
     try:
         with progress("explaining" if count == 1 else f"process {index} of {count}", len(source.names)) as (advance, _):
+
+            def follow(state: Progress) -> None:
+                nonlocal begun
+                begun = True
+                advance(state.done, _waits(state), state.total)
+
             report = attribute(
                 model,
                 params,
@@ -102,11 +110,12 @@ def run(options: argparse.Namespace) -> int:
                 batch_size=options.batch_size,
                 shard_size=options.shard_size,
                 process=(index, count),
-                progress=lambda state: advance(state.done, _waits(state), state.total),
+                progress=follow,
             )
     except StoreError as error:
         print(f"lrp-jax: error: {one_line(error)}", file=sys.stderr)
-        print("lrp-jax: what is marked in the store is whole: the same command goes on there.", file=sys.stderr)
+        if begun:
+            print("lrp-jax: what is in the store is whole: the same command goes on there.", file=sys.stderr)
         return FAILED
     _print_report(options.out, report)
     return FAILED if report.failures and not options.allow_failures else 0
@@ -119,6 +128,9 @@ def _processes(options: argparse.Namespace) -> tuple[int, int]:
         if any(value is not None for value in given):
             raise ValueError("--coordinator, --process-count and --process-index go with --distributed.")
         return 0, 1
+    if options.coordinator and not re.fullmatch(r".+:\d+", options.coordinator):
+        raise ValueError(f"--coordinator must be HOST:PORT, got {options.coordinator!r}.")
+    print("lrp-jax: waiting for the other processes, five minutes at most.", file=sys.stderr)
     try:
         return join(*given)
     except ValueError as error:
@@ -142,7 +154,7 @@ def _print_report(out: str, report: Report) -> None:
     print(f"{out}: {state.explained:,} images explained{rate}{_waits(state)}")
     print(f"{state.done:,} of {state.total:,} images are done", end="")
     print(f", {report.remaining:,} are left to other processes" if report.remaining else "")
-    for name, reason in list(report.failures.items())[:_NAMED]:
+    for name, reason in report.failures[:_NAMED]:
         print(f"lrp-jax: failed: {name}: {reason}", file=sys.stderr)
     if report.failures:
         print(f"lrp-jax: {len(report.failures)} of {state.total} images failed.", file=sys.stderr)

@@ -46,6 +46,8 @@ def run(options: argparse.Namespace) -> int:
     """Export, and say how it is used."""
     needs("flatbuffers", extra="export")
     path = options.destination
+    if path.is_dir():
+        raise ValueError(f"DEST must be a file, {path} is a folder.")
     if path.exists() and not options.force:
         raise ValueError(f"{path} exists: --force replaces it.")
     if not path.parent.is_dir():
@@ -60,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
         takes_targets=options.takes_targets,
         top_k=options.top_k or 1,
         upsample=options.upsample,
-        platforms=options.platforms,
+        platforms=list(dict.fromkeys(options.platforms)),
         example=jax.ShapeDtypeStruct((1, *preprocessing.image_shape), jnp.float32),
         **options.method_options,
     )

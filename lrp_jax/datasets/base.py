@@ -6,7 +6,7 @@ import dataclasses
 import errno
 import os
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -144,6 +144,6 @@ def walk(folder: Path, *, nested: bool) -> Iterator[Path]:
             yield from walk(path, nested=True)
 
 
-def is_left_behind(path: Path) -> bool:
+def is_left_behind(path: PurePath) -> bool:
     """Whether a file or folder is hidden, or left behind by a system."""
     return path.name.startswith(".") or path.name.casefold() in _LEFT_BEHIND

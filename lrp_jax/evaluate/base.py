@@ -24,7 +24,6 @@ from lrp_jax.labels import Labels
 from lrp_jax.methods import METHODS
 from lrp_jax.model import Model, Params, digest, number_of_classes
 from lrp_jax.pictures import Preprocessing, described
-from lrp_jax.rules import RULES, Rules
 from lrp_jax.version import __version__
 
 
@@ -166,18 +165,13 @@ def _settings(protocol: Protocol, study: Study, batch_size: int) -> dict[str, An
         raise ValueError(f"{dataset.name} has {dataset.labels_per_image} classes an image, the model one in all.")
     one = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     jax.eval_shape(partial(explain, study.model, method=method, **options), study.params, one)  # what the method says
-    rules = options.get("rules")
-    if isinstance(rules, Rules) and RULES.get(rules.name, rules) != rules:
-        raise ValueError(
-            f"rules are recorded by name, and {rules.name!r} names others: give yours a name of their own."
-        )
     return {
         "protocol": protocol.name,
         "dataset": dataset.name,
         "images": len(dataset),
         "model": digest(study.params, study.model, study.preprocessing, study.labels),
         "method": method,
-        "options": {k: getattr(v, "name", str(v)) for k, v in {**METHODS[method].options, **options}.items()},
+        "options": METHODS[method].recorded(options),
         "batch_size": batch_size,
         "lrp_jax": __version__,
         "jax": jax.__version__,

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +27,7 @@ from lrp_jax.methods import METHODS
 from lrp_jax.pictures import Preprocessing, crop, overlay
 
 LIMIT = 20_000
+_THUMBNAILS = "thumbnails"
 _HEIGHT = 128  # of a thumbnail, in pixels
 _FOLDER = 1000  # thumbnails in a folder
 _COMPARED = 16  # rows and columns of maps that are compared, at most
@@ -81,6 +84,8 @@ def gallery(
         raise ValueError(f"{opened.out} holds no maps yet.")
     shown = explained[np.arange(min(limit, len(explained))) * len(explained) // max(1, min(limit, len(explained)))]
     drawer = _Drawer(opened, _source(opened, source), Path(out))
+    Path(out).mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(Path(out) / _THUMBNAILS, ignore_errors=True)  # of a page that was there before
     columns = drawer.columns(shown, progress)
     settings, names = opened.about["settings"], opened.names()
     labels = drawer.labels
@@ -144,7 +149,7 @@ class _Drawer:
         self.preprocessing, self.labels = Preprocessing(**fields), Labels(**about["labels"])
         method = METHODS.get(about["settings"]["method"])
         self.signed = method is not None and method.signed
-        self.place = {name: i for i, name in enumerate(source.names)}
+        self.place = _places(store, source)
         self.missing: list[str] = []
         rows, cols, _ = self.preprocessing.image_shape
         self.size = (max(1, round(cols * _HEIGHT / rows)), _HEIGHT)  # as Pillow has it, width first
@@ -162,11 +167,11 @@ class _Drawer:
                 maps, targets = self.store.read("relevance", some).astype(np.float32), self.store.read("targets", some)
                 logits = self.store.read("logits", some)
                 scores = np.asarray(self.labels.probabilities(logits)) if self.labels.has_probabilities else logits
-                files = [f"thumbnails/{(start + b) // _FOLDER:04d}/{start + b:07d}.jpg" for b in range(len(some))]
+                files = [f"{_THUMBNAILS}/{(start + b) // _FOLDER:04d}/{start + b:07d}.jpg" for b in range(len(some))]
                 for folder in {(self.out / file).parent for file in files}:
                     folder.mkdir(parents=True, exist_ok=True)
                 large = np.asarray(heatmaps(maps, self.size[::-1]))
-                list(pool.map(self._draw, files, (names[i] for i in some), large))
+                list(pool.map(self._draw, files, some, (names[i] for i in some), large))
                 compared.append(_reduced(maps[:, 0]))
                 predicted = logits.argmax(axis=1)
                 columns["name"] += [_shown(names[i]) for i in some]
@@ -178,9 +183,9 @@ class _Drawer:
                 progress(start + len(some), len(shown))
         return columns | {"likeness": _rounded(likeness(np.concatenate(compared))) if compared else []}
 
-    def _draw(self, file: str, name: str, maps: np.ndarray) -> None:
+    def _draw(self, file: str, i: int, name: str, maps: np.ndarray) -> None:
         """A picture and, beside it, the overlay of each of its maps."""
-        picture = self._picture(name)
+        picture = self._picture(int(i), name)
         parts = [picture, *(overlay(picture, heat, signed=self.signed) for heat in maps)]
         strip = Image.new("RGB", (sum(part.width + 4 for part in parts) - 4, self.size[1]), "white")
         for i, part in enumerate(parts):
@@ -188,9 +193,9 @@ class _Drawer:
         with replacing(self.out / file) as temporary:
             strip.save(temporary, quality=85)
 
-    def _picture(self, name: str) -> Image.Image:
+    def _picture(self, i: int, name: str) -> Image.Image:
         try:
-            found = self.source.read(self.place[name])
+            found = self.source.read(self.place[i])
             picture = crop(found, self.preprocessing) if isinstance(found, Image.Image) else self._of_image(found)
         except (KeyError, OSError, ValueError):
             self.missing.append(name)
@@ -199,6 +204,16 @@ class _Drawer:
 
     def _of_image(self, image: np.ndarray) -> Image.Image:
         return self.preprocessing.picture(image)
+
+
+def _places(store: Store, source: Source) -> dict[int, int]:
+    """Where the images of the store are in the source: all in order, or by their names, if each is there once."""
+    if store.is_of(source.names):
+        return {i: i for i in range(len(store))}
+    count, place = Counter(source.names), {name: i for i, name in enumerate(source.names)}
+    names = store.names()
+    twice = Counter(names)
+    return {i: place[name] for i, name in enumerate(names) if count[name] == twice[name] == 1}
 
 
 def _reduced(maps: np.ndarray) -> np.ndarray:

@@ -16,9 +16,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from lrp_jax.jobs.sources import Source
 from lrp_jax.jobs.store import Store
 from lrp_jax.jobs.work import Work
 
+#: Why an image has no map although it can be read.
+NOT_FINITE = "its logits or its map are not finite."
 _AHEAD = 4  # batches that are read ahead
 
 
@@ -123,7 +126,7 @@ def run(
     params = jax.device_put(work.params, whole)
     size = min(batch_size, math.ceil(len(places) / len(devices))) * len(devices)
     program, begun = jax.jit(work.program), time.perf_counter()
-    writer = _Writer(store, todo, state)
+    writer = _Writer(store, work.source, todo, state)
     computing: collections.deque[tuple[_Batch, Any]] = collections.deque()
 
     def collect() -> None:
@@ -154,8 +157,8 @@ def run(
 class _Writer:
     """Gathers rows into shards, and writes those that are full beside the computation, one after the other."""
 
-    def __init__(self, store: Store, todo: Sequence[int], state: Progress) -> None:
-        self.store, self.state = store, state
+    def __init__(self, store: Store, source: Source, todo: Sequence[int], state: Progress) -> None:
+        self.store, self.source, self.state = store, source, state
         self.order = collections.deque(todo)
         self.rows: list[tuple[dict[str, np.ndarray], dict[int, str]]] = []
         self.pool = ThreadPoolExecutor(1)
@@ -164,6 +167,9 @@ class _Writer:
 
     def take(self, batch: _Batch, rows: dict[str, np.ndarray]) -> None:
         """The rows of a batch: the next of the shards that are to be written."""
+        floating = [array.reshape(len(array), -1) for array in rows.values() if array.dtype.kind == "f"]
+        finite = np.all([np.isfinite(array).all(axis=1) for array in floating], axis=0)
+        batch.failures.update((int(b), NOT_FINITE) for b in np.flatnonzero(~finite) if b not in batch.failures)
         for b in batch.failures:
             for array in rows.values():
                 array[b] = np.nan if array.dtype.kind == "f" else -1
@@ -179,6 +185,7 @@ class _Writer:
 
     def _write(self, shard: int) -> None:
         rows = {name: np.concatenate([part[name] for part, _ in self.rows]) for name in self.rows[0][0]}
+        rows["bytes"] = np.array([self.source.size(i) for i in self.store.images(shard)], np.int64)
         failures = {place: why for _, some in self.rows for place, why in some.items()}
         self.rows, self.count = [], 0
         self._wait()

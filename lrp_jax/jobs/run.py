@@ -9,19 +9,21 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from lrp_jax.checks import changed, listed
+from lrp_jax.checks import changed
 from lrp_jax.jobs import pipeline
-from lrp_jax.jobs.pipeline import Progress
+from lrp_jax.jobs.pipeline import NOT_FINITE, Progress
 from lrp_jax.jobs.sources import Pictures, Source
-from lrp_jax.jobs.store import FAILED, Store
+from lrp_jax.jobs.store import EXPLAINED, FAILED, Store
 from lrp_jax.jobs.work import Work, fields_of
 from lrp_jax.labels import Labels
+from lrp_jax.methods.base import is_integer
 from lrp_jax.model import Model, Params
 from lrp_jax.pictures import Preprocessing, described
 
@@ -39,7 +41,7 @@ class Report(NamedTuple):
     """
 
     progress: Progress
-    failures: Mapping[str, str]
+    failures: Sequence[tuple[str, str]]
     remaining: int
 
 
@@ -98,7 +100,7 @@ def attribute(
     classes = _checked(targets, work, batch_size, process)
     store = _opened(out, work, classes, shard_size, process[1])
     shards = range(process[0], math.ceil(len(store) / store.shard), process[1])
-    todo = _remaining(store, work.source, shards)
+    todo = _remaining(store, work, shards)
     total, left = (sum(len(store.images(s)) for s in some) for some in (shards, todo))
     state = Progress(total - left, total)
     pipeline.run(work, store, todo, classes, batch_size, state, progress)
@@ -109,7 +111,7 @@ def _reported(store: Store, source: Source, shards: Sequence[int], state: Progre
     status = store.read("status")
     failed = [i for s in shards for i in store.images(s) if status[i] == FAILED]
     failures = zip((source.names[i] for i in failed), store.reasons(failed), strict=True)
-    return Report(state, dict(failures), int((status == 0).sum()))
+    return Report(state, list(failures), int((status == 0).sum()))
 
 
 def _opened(
@@ -127,10 +129,11 @@ def _opened(
     if not store.about:
         described_by = {"labels": fields_of(work.labels, Labels), "source": list(work.source.inputs)}
         store.create(settings, described_by, names, layouts, shard)
-    elif difference := changed(store.about["settings"], settings):
+    if difference := changed(store.about["settings"], settings):
         raise ValueError(f"{store.out} holds maps of other settings ({difference}): give it another place.")
-    else:
+    if not store.is_of(names):
         work.source = _of_store(store, work.source)
+    store.keep_names(work.source.names)
     return store
 
 
@@ -148,8 +151,7 @@ def join(coordinator: str | None = None, count: int | None = None, index: int | 
         The index of this process and how many there are.
 
     Raises:
-        ValueError: the environment does not say it either.
-        RuntimeError: not all came.
+        ValueError: the environment does not say it either. If not all come within five minutes, JAX ends the process.
     """
     jax.distributed.initialize(coordinator, count, index)
     found = jax.process_index(), jax.process_count()
@@ -160,12 +162,14 @@ def join(coordinator: str | None = None, count: int | None = None, index: int | 
 def _checked(targets: ArrayLike | None, work: Work, batch_size: int, process: tuple[int, int]) -> np.ndarray | None:
     """The targets, after a look at all of these."""
     n, classes = len(work.source.names), work.labels.num_classes
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    if not is_integer(batch_size) or batch_size < 1:
+        raise ValueError(f"batch_size must be an integer of at least 1, got {batch_size!r}.")
     if not 0 <= process[0] < process[1]:
         raise ValueError(f"process must be (which, how many), the first from 0 and below the second; got {process}.")
     if targets is None:
         return None
+    if work.top_k != 1:
+        raise ValueError("targets and top_k exclude each other: the classes are given, or the most probable ones.")
     array = np.asarray(targets)
     if (
         array.dtype.kind not in "iu"
@@ -185,9 +189,9 @@ def _checked(targets: ArrayLike | None, work: Work, batch_size: int, process: tu
 def _shard(asked: int | None, n: int, processes: int, row: int) -> int:
     """Images of a shard: a power of two, such that it has a bounded size and all processes have some."""
     if asked is not None:
-        if asked < 1 or asked & (asked - 1):
+        if not is_integer(asked) or asked < 1 or asked & (asked - 1):
             raise ValueError(f"shard_size must be a power of two, got {asked}.")
-        return asked
+        return min(asked, 1 << (n - 1).bit_length())
     most = max(1, min(_SHARD, n // (4 * processes), _SHARD_BYTES // row))
     return 1 << most.bit_length() - 1
 
@@ -195,33 +199,40 @@ def _shard(asked: int | None, n: int, processes: int, row: int) -> int:
 def _of_store(store: Store, source: Source) -> Source:
     """The source, with the images that the store was made for: some may have vanished since."""
     stored, names = store.names(), list(source.names)
-    if stored == names:
-        return source
+    if not store.is_of(stored):
+        raise ValueError(
+            f"{store.out} was begun with other images, and left before it said which: give it another place."
+        )
     more, fewer = sorted(set(names) - set(stored)), sorted(set(stored) - set(names))
-    if isinstance(source, Pictures) and not more:
+    if isinstance(source, Pictures) and fewer and not more:
         return Pictures(stored, source.root, source.inputs)
     those = f"{len(more)} images of the input are not in it, {len(fewer)} of its images are not in the input"
-    raise ValueError(
-        f"{store.out} is of other images ({those}; first {listed([*more, *fewer], 1)}): give it another place."
-    )
+    first = f"; first {[*more, *fewer][0]}" if more or fewer else ", but their order or number is another"
+    raise ValueError(f"{store.out} is of other images ({those}{first}): give it another place.")
 
 
-def _remaining(store: Store, source: Source, shards: Sequence[int]) -> list[int]:
+def _remaining(store: Store, work: Work, shards: Sequence[int]) -> list[int]:
     """The shards that are not done; those of which an image can be read now that could not are no longer."""
-    status, todo = store.read("status"), []
+    status, sizes, todo, failed = store.read("status"), store.read("bytes"), [], []
     for shard in shards:
-        images = np.asarray(store.images(shard))
+        images = store.images(shard)
         if not status[images].all():
             todo.append(shard)
-        elif any(_readable(source, int(i)) for i in images[status[images] == FAILED]):
-            store.mark(shard, 0)
-            todo.append(shard)
-    return todo
-
-
-def _readable(source: Source, i: int) -> bool:
-    try:
-        source.read(i)
-    except (OSError, ValueError):
-        return False
-    return True
+            continue
+        now = np.array([work.source.size(i) for i in images])
+        others = np.flatnonzero((status[images] == EXPLAINED) & (now >= 0) & (now != sizes[images]))
+        if others.size:
+            name = work.source.names[images[others[0]]]
+            raise ValueError(
+                f"{store.out} holds maps of other images: {name} had {sizes[images[others[0]]]} bytes, and has "
+                f"{now[others[0]]} now. Give it another place."
+            )
+        failed += [i for i in images if status[i] == FAILED]
+    reasons = store.reasons(failed)
+    again = [i for i, reason in zip(failed, reasons, strict=True) if reason != NOT_FINITE]
+    with ThreadPoolExecutor() as pool:
+        can_be_read = [isinstance(found, np.ndarray) for found in pool.map(work.read, again)]
+    for shard in sorted({i // store.shard for i, can in zip(again, can_be_read, strict=True) if can}):
+        store.mark(shard, 0)
+        todo.append(shard)
+    return sorted(todo)

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import math
 import os
+import stat
 import tarfile
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
 
 from lrp_jax.checks import listed
-from lrp_jax.datasets import pictures_in
+from lrp_jax.datasets import is_left_behind, pictures_in
 from lrp_jax.files import read_text
 from lrp_jax.pictures import Preprocessing, picture_suffixes, preprocess, read_image
+
+_SAMPLED = 64  # images of an array, by which another is told from it
 
 
 class Source(Protocol):
@@ -23,7 +30,7 @@ class Source(Protocol):
 
     @property
     def kind(self) -> Mapping[str, Any]:
-        """What it is, as JSON has it: the same for the same images, wherever they lie."""
+        """What it is, as JSON has it: the same wherever the images lie."""
         ...
 
     @property
@@ -34,6 +41,10 @@ class Source(Protocol):
     @property
     def names(self) -> Sequence[str]:
         """Of the images, in order."""
+        ...
+
+    def size(self, i: int) -> int:
+        """How many bytes image i has in its file; -1 if it is not there."""
         ...
 
     def read(self, i: int) -> Image.Image | np.ndarray:
@@ -64,9 +75,19 @@ class Pictures:
         self.names, self.root, self.inputs = list(names), Path(root), list(map(os.path.abspath, inputs))
         self.kind = {"input": "pictures"}
 
+    def size(self, i: int) -> int:
+        """How many bytes picture i has; -1 if it is not there."""
+        try:
+            return (self.root / self.names[i]).stat().st_size
+        except OSError:
+            return -1
+
     def read(self, i: int) -> Image.Image:
         """Picture i, upright."""
-        return read_image(self.root / self.names[i])
+        path = self.root / self.names[i]
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+            raise ValueError(f"{path} is no file.")
+        return read_image(path)
 
 
 class ArrayFile:
@@ -85,16 +106,7 @@ class ArrayFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path, self.inputs = Path(path), [os.path.abspath(path)]
-        try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (EOFError, ValueError) as error:
-            raise ValueError(f"{path} is no array of numbers, or a damaged one: {error}") from error
-        if not isinstance(array, np.ndarray):
-            with array:
-                key = array.files[0] if len(array.files) == 1 else "images"
-                if key not in array.files:
-                    raise ValueError(f"{path} must hold one array, or one named images; got {listed(array.files)}.")
-                array = array[key]
+        array = self._loaded()
         pictures = array.dtype == np.uint8 and (array.ndim == 3 or (array.ndim == 4 and array.shape[3] in (1, 3)))
         images = array.dtype.kind == "f" and array.dtype.itemsize in (4, 8) and array.ndim == 4
         if not (pictures or images) or not array.size:
@@ -104,20 +116,41 @@ class ArrayFile:
                 f"{array.shape}."
             )
         self.names = [str(i) for i in range(len(array))]
-        self.kind = {"input": "array", "dtype": str(array.dtype), "shape": list(array.shape)}
+        some = np.unique(np.linspace(0, len(array) - 1, _SAMPLED).round().astype(int))
+        sample = hashlib.sha256(np.ascontiguousarray(array[some]).tobytes()).hexdigest()[:16]
+        self.kind = {"input": "array", "dtype": str(array.dtype), "shape": list(array.shape), "sample": sample}
         # What is mapped counts as the process's memory; each image is read from the file instead.
-        in_file = isinstance(array, np.memmap) and array.flags.c_contiguous
-        self.offset = int(array.offset) if in_file else None
-        self.array = array[:0] if in_file else np.asarray(array)
+        self.offset: int | None = None
+        self.array = np.asarray(array)
+        if isinstance(array, np.memmap) and array.flags.c_contiguous:
+            self.offset, self.array = array.offset, np.empty((0, *array.shape[1:]), array.dtype)
         self.dtype, self.shape = array.dtype, array.shape[1:]
+
+    def _loaded(self) -> np.ndarray:
+        try:
+            with open(self.path, "rb") as file:
+                if file.read(2) != b"PK":
+                    return np.asanyarray(np.load(self.path, mmap_mode="r", allow_pickle=False))
+                file.seek(0)
+                found = np.load(file, allow_pickle=False)
+                key = found.files[0] if len(found.files) == 1 else "images"
+                if key in found.files:
+                    return np.asarray(found[key])
+        except (EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(f"{self.path} is no array of numbers, or a damaged one: {error}") from error
+        raise ValueError(f"{self.path} must hold one array, or one named images; got {listed(found.files)}.")
+
+    def size(self, i: int) -> int:
+        """How many bytes image i has."""
+        return self.dtype.itemsize * math.prod(self.shape)
 
     def read(self, i: int) -> Image.Image | np.ndarray:
         """Image i; a picture where the file holds bytes."""
         if self.offset is None:
             image = self.array[i]
         else:
-            size = self.dtype.itemsize * int(np.prod(self.shape))
-            image = np.frombuffer(_part(self.path, self.offset + i * size, size), self.dtype).reshape(self.shape)
+            data = _part(self.path, self.offset + i * self.size(i), self.size(i))
+            image = np.frombuffer(data, self.dtype).reshape(self.shape)
         if image.dtype != np.uint8:
             return image
         return Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
@@ -147,25 +180,48 @@ class TarShards:
         self.kind = {"input": "tar shards"}
         self.names: list[str] = []
         self.members: list[Member] = []
-        suffixes = picture_suffixes()
+        suffixes, folder = picture_suffixes(), os.path.commonpath([os.path.dirname(path) for path in self.inputs])
         for shard, path in enumerate(self.paths):
-            before = len(self.names)
+            before, prefix = len(self.names), Path(os.path.relpath(self.inputs[shard], folder)).as_posix()
             try:
                 with tarfile.open(path, "r:", errorlevel=2) as file:
                     for entry in file:
                         file.members = []  # type: ignore[attr-defined]  # it would keep them all
-                        if entry.isreg() and os.path.splitext(entry.name)[1].lower() in suffixes:
-                            self.names.append(f"{path.name}/{entry.name}")
+                        name = PurePosixPath(entry.name)
+                        if (
+                            entry.isreg()
+                            and name.suffix.lower() in suffixes
+                            and not any(map(is_left_behind, _levels(name)))
+                        ):
+                            self.names.append(f"{prefix}/{entry.name}")
                             self.members.append(Member(shard, entry.offset_data, entry.size))
+                    self._check_end(path, file.offset)
             except tarfile.TarError as error:
                 raise ValueError(f"{path} is no tar file, or is damaged or compressed: {error}") from error
             if len(self.names) == before:
                 raise ValueError(f"{path} holds no pictures.")
 
+    @staticmethod
+    def _check_end(path: Path, offset: int) -> None:
+        """Refuse a file of which not all was found: ``tarfile`` takes a damaged header for the end."""
+        with open(path, "rb") as file:
+            file.seek(offset)
+            while data := file.read(2**20):
+                if any(data):
+                    raise ValueError(f"{path} is damaged at byte {offset}, or several tar files in one.")
+
+    def size(self, i: int) -> int:
+        """How many bytes picture i has."""
+        return self.members[i].size
+
     def read(self, i: int) -> Image.Image:
         """Picture i, upright."""
         shard, offset, size = self.members[i]
         return read_image(io.BytesIO(_part(self.paths[shard], offset, size)), name=self.names[i])
+
+
+def _levels(name: PurePosixPath) -> list[PurePosixPath]:
+    return [name, *name.parents[:-1]]
 
 
 def _part(path: Path, offset: int, size: int) -> bytes:
@@ -238,6 +294,8 @@ def image_of(found: Image.Image | np.ndarray, preprocessing: Preprocessing, dtyp
         return preprocess(found, preprocessing).astype(dtype)
     if found.shape != preprocessing.image_shape:
         raise ValueError(f"expected an image of the shape {preprocessing.image_shape}, got {found.shape}.")
-    if not np.isfinite(found).all():
-        raise ValueError("the image has pixels that are NaN or infinite.")
-    return found.astype(dtype)
+    with np.errstate(over="ignore"):
+        image = found.astype(dtype)
+    if not np.isfinite(image).all():
+        raise ValueError(f"the image has pixels that are NaN or infinite in {dtype}.")
+    return image

@@ -11,13 +11,16 @@ Letters: n images, K targets an image, C classes. The group's attribute ``lrp_ja
 | ``names`` | bytes ``[n, longest]`` | of the images, UTF-8, zeros behind |
 | ``status`` | byte ``[n]`` | 0: not yet; 1: explained; 2: could not be read |
 | ``reasons`` | bytes ``[n, 256]`` | why it could not |
+| ``bytes`` | int64 ``[n]`` | the length of its file, by which a picture that has changed is noticed |
 
-A shard's status is written when everything else of it is durable: what is marked is there.
+The group is written first, by one of the processes that begin it, and says what all of them do. A shard's status is
+written when everything else of it is durable: what is marked is there.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -26,6 +29,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lrp_jax.datasets import is_left_behind
 from lrp_jax.files import needs
 
 EXPLAINED, FAILED = 1, 2
@@ -62,24 +66,27 @@ class Store:
     Attributes:
         out: the same.
         about: its attribute: ``settings``, what was run, and what else was said of it; empty before it is made.
+
+    Raises:
+        StoreError: it cannot be read.
+        ValueError: there is something else.
+        ImportError: the extra ``jobs`` is not installed.
     """
 
     def __init__(self, out: str | os.PathLike[str]) -> None:
         self._ts = needs("tensorstore", extra="jobs")
         self.out = os.fspath(out)
+        if not self.out:
+            raise ValueError("the store must be a folder or a URL, got ''.")
         if "://" not in self.out and Path(self.out).exists() and not Path(self.out).is_dir():
             raise StoreError(errno.ENOTDIR, "is a file, expected a folder for the store", self.out)
         base = self.out if "://" in self.out else {"driver": "file", "path": os.path.abspath(self.out) + "/"}
         self._base = self._done(self._ts.KvStore.open(base.rstrip("/") + "/" if isinstance(base, str) else base))
-        found = self._done(self._base.read(_GROUP))
         self.about: dict[str, Any] = {}
         self._arrays: dict[str, Any] = {}
+        found = self._done(self._base.read(_GROUP))
         if found.state == "value":
-            group = json.loads(found.value)
-            if _ABOUT not in group.get("attributes", {}):
-                raise ValueError(f"{self.out} is a zarr group, but none that this library wrote.")
-            self.about = group["attributes"][_ABOUT]
-            self._arrays = {name: self._done(self._ts.open(self._spec(name))) for name in self.about["arrays"]}
+            self._open(found.value)
 
     def create(
         self,
@@ -89,7 +96,7 @@ class Store:
         layouts: Mapping[str, Layout],
         shard: int,
     ) -> None:
-        """Make the store. Several processes may do so at once, if they make the same.
+        """Make the store, unless another process was first: then open what that one made.
 
         Args:
             settings: what is run.
@@ -100,45 +107,57 @@ class Store:
 
         Raises:
             StoreError: it cannot be written.
-            ValueError: there is something else, or the beginning of another store.
+            ValueError: there is something else.
         """
-        width = max(len(_bytes(name)) for name in names)
-        layouts = dict(layouts) | {
-            "names": Layout("uint8", (width,), ("letter",)),
-            "status": Layout("uint8", (), ()),
-            "reasons": Layout("uint8", (_REASON,), ("letter of reason",)),
-        }
-        there = {key.decode().partition("/")[0] for key in self._done(self._base.list())}
-        if not there <= {*layouts, _GROUP}:
-            others = sorted(there - {*layouts, _GROUP})
-            raise ValueError(f"{self.out} holds something else ({others[0]}): give it another place.")
+        found = self._done(self._base.read(_GROUP))
+        if found.state != "value":
+            keys = [key.decode(errors="surrogateescape") for key in self._done(self._base.list())]
+            others = sorted(key for key in keys if not is_left_behind(Path(key)))
+            if others:
+                raise ValueError(f"{self.out} holds something else ({others[0]}): give it another place.")
+            arrays = {name: layout._asdict() for name, layout in (dict(layouts) | _texts_of(names)).items()}
+            sizes = {"images": len(names), "shard": shard, "names": _digest(names), "arrays": arrays}
+            attributes = {_ABOUT: {**described, "settings": dict(settings), **sizes}}
+            group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+            data = json.dumps(group, indent=1).encode()
+            self._done(self._base.write(_GROUP, data, if_equal=found.stamp.generation))  # no other was first
+            found = self._done(self._base.read(_GROUP))
+        self._open(found.value)
+
+    def _open(self, group: bytes) -> None:
+        """Open the arrays that a group says there are, or make them."""
         try:
-            for name, layout in layouts.items():
-                metadata = _metadata(layout, len(names), shard)
-                self._arrays[name] = self._ts.open(self._spec(name, metadata), create=True, open=True).result()
+            attributes = json.loads(group).get("attributes", {})
         except ValueError as error:
-            if "zarr.json" in str(error) and there:
-                raise ValueError(
-                    f"{self.out} holds the beginning of a run of other settings: give it another place."
-                ) from error
-            raise self._failed(error) from error
-        self._done(self._arrays["names"].write(_texts(names, width)))
-        about = {**described, "settings": dict(settings), "arrays": list(layouts)}
-        group = {"zarr_format": 3, "node_type": "group", "attributes": {_ABOUT: about}}
-        self._done(self._base.write(_GROUP, json.dumps(group, indent=1).encode()))  # last: now it is a store
-        self.about = json.loads(json.dumps(about))
+            raise StoreError(f"{self.out}/{_GROUP} is damaged: {error}") from error
+        if _ABOUT not in attributes:
+            raise ValueError(f"{self.out} is a zarr group, but none that this library wrote.")
+        self.about = attributes[_ABOUT]
+        for name, layout in self.about["arrays"].items():
+            metadata = _metadata(Layout(**layout), self.about["images"], self.about["shard"])
+            self._arrays[name] = self._done(self._ts.open(self._spec(name, metadata), create=True, open=True))
 
     def __len__(self) -> int:
-        return int(self._arrays["status"].shape[0])
+        return int(self.about["images"])
 
     @property
     def shard(self) -> int:
         """Images that are written together."""
-        return int(self._arrays["status"].chunk_layout.write_chunk.shape[0])
+        return int(self.about["shard"])
 
     def images(self, shard: int) -> range:
         """Those of a shard."""
         return range(shard * self.shard, min((shard + 1) * self.shard, len(self)))
+
+    def is_of(self, names: Sequence[str]) -> bool:
+        """Whether it is of images of these names, in this order."""
+        return bool(self.about["names"] == _digest(names))
+
+    def keep_names(self, names: Sequence[str]) -> None:
+        """Write the names that it is of, unless they are there."""
+        if not self.is_of(self.names()):
+            width = self.about["arrays"]["names"]["row"][0]
+            self._done(self._arrays["names"].write(_texts(names, width)))
 
     def names(self) -> list[str]:
         """Of the images."""
@@ -171,7 +190,8 @@ class Store:
         images = self.images(shard)
         place, status = slice(images.start, images.stop), np.full(len(images), EXPLAINED, np.uint8)
         status[list(failures)] = FAILED
-        texts = _texts([failures.get(b, "") for b in range(len(images))], _REASON)
+        reasons = [failures.get(b, "").encode(errors="replace")[:_REASON] for b in range(len(images))]
+        texts = _texts([reason.decode(errors="ignore") for reason in reasons], _REASON)
         for written in [self._arrays[name][place].write(of) for name, of in (*rows.items(), ("reasons", texts))]:
             self._done(written)
         self.mark(shard, status)
@@ -181,19 +201,32 @@ class Store:
         images = self.images(shard)
         self._done(self._arrays["status"][images.start : images.stop].write(status))
 
-    def _spec(self, name: str, metadata: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        spec = {"driver": "zarr3", "kvstore": (self._base / f"{name}/").spec().to_json()}
-        return spec | ({"metadata": metadata} if metadata else {})
+    def _spec(self, name: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
+        return {"driver": "zarr3", "kvstore": (self._base / f"{name}/").spec().to_json(), "metadata": metadata}
 
     def _done(self, future: Any) -> Any:
         try:
             return future.result()
-        except ValueError as error:  # whatever the file system says
-            raise self._failed(error) from error
+        except (OSError, ValueError) as error:  # whatever the file system says
+            said = str(error).partition(" [tensorstore_spec=")[0].replace("\0", "/")
+            raise StoreError(f"{self.out} cannot be read or written: {said}") from error
 
-    def _failed(self, error: Exception) -> StoreError:
-        said = str(error).partition(" [tensorstore_spec=")[0].replace("\0", "/")
-        return StoreError(f"{self.out} cannot be read or written: {said}")
+
+def _texts_of(names: Sequence[str]) -> dict[str, Layout]:
+    """Of the arrays that every store has."""
+    return {
+        "names": Layout("uint8", (max(1, *(len(_bytes(name)) for name in names)),), ("letter",)),
+        "status": Layout("uint8", (), ()),
+        "reasons": Layout("uint8", (_REASON,), ("letter of reason",)),
+        "bytes": Layout("int64", (), ()),
+    }
+
+
+def _digest(names: Sequence[str]) -> str:
+    found = hashlib.sha256()
+    for name in names:
+        found.update(_bytes(name) + b"\0")
+    return found.hexdigest()[:16]
 
 
 def _metadata(layout: Layout, n: int, shard: int) -> dict[str, Any]:

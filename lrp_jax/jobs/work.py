@@ -17,6 +17,7 @@ from lrp_jax.jobs.store import Layout
 from lrp_jax.labels import Labels
 from lrp_jax.maps import heatmaps
 from lrp_jax.methods import METHODS
+from lrp_jax.methods.base import is_integer
 from lrp_jax.model import Checked, Model, Params, digest, number_of_classes
 from lrp_jax.pictures import Preprocessing
 from lrp_jax.version import __version__
@@ -50,7 +51,7 @@ class Work:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {self.dtype!r}.")
         if self.dtype == "float64" and jnp.result_type(float) != np.float64:
             raise ValueError("float64 needs jax_enable_x64: set JAX_ENABLE_X64=1.")
-        if not 1 <= self.top_k <= self.labels.num_classes:
+        if not is_integer(self.top_k) or not 1 <= self.top_k <= self.labels.num_classes:
             raise ValueError(f"top_k must be 1 to the model's {self.labels.num_classes} classes, got {self.top_k}.")
         if isinstance(self.model, Checked) and not self.model.is_image:
             raise ValueError("jobs explain images; this model takes something else.")
@@ -107,12 +108,11 @@ class Work:
             explained = targets.tolist()
         else:
             explained = f"of each image, {hashlib.sha256(targets.tobytes()).hexdigest()[:16]}"
-        options = {**METHODS[self.method].options, **self.options}
         return {
             **self.source.kind,
             "model": digest(self.params, self.model, self.preprocessing, self.labels),
             "method": self.method,
-            "options": {k: getattr(v, "name", str(v)) for k, v in options.items()},
+            "options": METHODS[self.method].recorded(self.options),
             "targets": explained,
             "dtype": self.dtype,
             "upsample": self.upsample,

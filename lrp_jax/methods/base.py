@@ -37,6 +37,7 @@ import numpy as np
 from jax import Array
 
 from lrp_jax.model import Model, Params, number_of_layers
+from lrp_jax.rules import RULES, Rules
 from lrp_jax.signals import Explanation
 
 
@@ -73,6 +74,22 @@ class Method:
         """Its options and their defaults."""
         parameters = inspect.signature(self.function).parameters.values()
         return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+    def recorded(self, given: Mapping[str, Any]) -> dict[str, str]:
+        """Its options, those given and the defaults of the others, as texts to be kept.
+
+        Args:
+            given: options of it.
+
+        Raises:
+            ValueError: rules have the name of others.
+        """
+        rules = given.get("rules")
+        if isinstance(rules, Rules) and RULES.get(rules.name, rules) != rules:
+            raise ValueError(
+                f"rules are recorded by name, and {rules.name!r} names others: give yours a name of their own."
+            )
+        return {name: getattr(value, "name", str(value)) for name, value in {**self.options, **given}.items()}
 
 
 #: The methods by name.

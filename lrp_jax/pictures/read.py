@@ -23,7 +23,8 @@ _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b
 
 def picture_suffixes() -> set[str]:
     """The suffixes of pictures, in small letters; those that need the extra ``heif`` as well, installed or not."""
-    return {*Image.registered_extensions(), *_HEIF_SUFFIXES}
+    read = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
+    return {*read, *_HEIF_SUFFIXES}
 
 
 def read_image(path: str | os.PathLike[str] | IO[bytes], *, name: str | None = None) -> Image.Image:

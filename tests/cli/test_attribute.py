@@ -70,6 +70,7 @@ def test_bad_commands(run):
         (("pictures", "--out", "m.zarr", "--target", 1, "--top-k", 2), "exclude each other"),
         (("pictures", "--out", "m.zarr", "--process-index", 1), "go with --distributed"),
         (("pictures", "--out", "m.zarr", "--shard-size", 6), "must be a power of two"),
+        (("pictures", "--out", "m.zarr", "--distributed", "--coordinator", "host"), "must be HOST:PORT, got 'host'"),
         (("pictures", "--out", "m.zarr", "--method", "rise", "--masks", 0), "masks"),
         (("pictures", "--out", "pictures"), "holds something else"),
         (("pictures", "--out", SCENE), "is a file"),

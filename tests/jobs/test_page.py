@@ -86,6 +86,29 @@ def test_images_that_are_gone(page, tmp_path):
         gallery(tmp_path / "missing.zarr", tmp_path / "out")
 
 
+def test_names_that_repeat_and_nothing_but_failures(tmp_path):
+    """A picture is found by its place; a page of failures alone is a page."""
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    colours = ((255, 0, 0), (0, 255, 0))
+    for i, colour in enumerate(colours):
+        Image.new("RGB", (20, 20), colour).save(tmp_path / f"{i}.png")
+    (tmp_path / "list.txt").write_text("0.png\n1.png\n0.png\nbad.png\n")
+    source = open_source([tmp_path / "list.txt"])
+    report = attribute(*small_model(), source, tmp_path / "maps.zarr", dtype="float64")
+    assert len(report.failures) == 1
+    assert gallery(tmp_path / "maps.zarr", tmp_path / "out") == (3, 3, 1, [])
+    for i, colour in enumerate((*colours, colours[0])):
+        with Image.open(tmp_path / "out" / "thumbnails" / "0000" / f"{i:07d}.jpg") as strip:
+            assert np.abs(np.asarray(strip, int)[60, 60] - colour).max() < 10
+    Image.new("RGB", (20, 20)).save(tmp_path / "2.png")
+    (tmp_path / "list.txt").write_text("2.png\n0.png\n1.png\n0.png\n")
+    found = gallery(tmp_path / "maps.zarr", tmp_path / "out", source=open_source([tmp_path / "list.txt"]))
+    assert found.missing == ["0.png", "0.png"]  # of which of the two is not said
+    attribute(*small_model(), open_source([tmp_path / "bad.png"]), tmp_path / "bad.zarr", dtype="float64")
+    assert gallery(tmp_path / "bad.zarr", tmp_path / "none") == (0, 0, 1, [])
+    assert (tmp_path / "none" / "index.html").exists()
+
+
 def test_arrays_have_thumbnails_as_well(tmp_path):
     np.save(tmp_path / "x.npy", np.asarray(small_images(3)))
     source = open_source([tmp_path / "x.npy"])

@@ -1,5 +1,6 @@
 """Jobs: maps equal those of explain, whatever interrupts them."""
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ from helpers import relative_error, small_images, small_model
 from PIL import Image
 
 import lrp_jax
-from lrp_jax.jobs import Store, StoreError, attribute, open_source
+from lrp_jax.jobs import Pictures, Store, StoreError, attribute, open_source
 
 N = 13
 
@@ -60,7 +61,7 @@ def assert_same(path, other):
 )
 def test_maps_are_those_of_explain(place, settings):
     report = job(place, **settings)
-    assert (report.progress.done, report.progress.total, report.remaining, report.failures) == (N, N, 0, {})
+    assert (report.progress.done, report.progress.total, report.remaining, report.failures) == (N, N, 0, [])
     found = arrays(place / "maps.zarr")
     model, params = small_model()
     images = small_images(N)
@@ -153,22 +154,23 @@ def test_images_that_cannot_be_read(place):
         vanished.unlink(missing_ok=True)
 
     report = job(place, source="pictures", progress=vanish)
-    assert list(report.failures) == ["0/02.png", "1/05.png"]
-    assert "damaged" in report.failures["0/02.png"]
-    assert "No such file" in report.failures["1/05.png"]
+    (first, damaged), (second, missing) = report.failures
+    assert (first, second) == ("0/02.png", "1/05.png")
+    assert "damaged" in damaged
+    assert "No such file" in missing
     assert report.progress.failed == 2
     assert report.progress.explained == N - 2
     found, names = arrays(place / "maps.zarr"), Store(place / "maps.zarr").names()
-    failed = [names.index(name) for name in report.failures]
+    failed = [names.index(name) for name, _ in report.failures]
     assert np.flatnonzero(found["status"] == 2).tolist() == failed
     assert np.isnan(found["relevance"][failed]).all()
     assert (found["targets"][failed] == -1).all()
     assert not np.isnan(np.delete(found["relevance"], failed, 0)).any()
     again = job(place, source="pictures")  # the listing lacks the one that vanished
-    assert list(again.failures) == list(report.failures)
+    assert again.failures == report.failures
     assert again.progress.explained == 0
     corrupt.write_bytes(whole[0])
-    assert list(job(place, source="pictures").failures) == ["1/05.png"]
+    assert job(place, source="pictures").failures == [("1/05.png", missing)]
     vanished.write_bytes(whole[1])
     assert not job(place, source="pictures").failures
     assert_same(place / "maps.zarr", place / "undisturbed.zarr")
@@ -198,9 +200,83 @@ def test_another_job_in_the_same_place_is_refused(place):
         job(place, "pictures")
     with pytest.raises(StoreError, match="is a file"):
         job(place, "x.npy")
+    with pytest.raises(ValueError, match="got ''"):
+        attribute(*small_model(), open_source([place / "x.npy"]), "", dtype="float64")
+    np.save(place / "y.npy", np.asarray(small_images(N))[::-1])
+    with pytest.raises(ValueError, match="sample"):
+        job(place, source="y.npy")
+    picture = place / "pictures" / "0" / "04.png"
+    Image.open(picture).resize((9, 9)).save(picture)
+    (place / "pictures" / "more.png").unlink()
+    with pytest.raises(ValueError, match=r"holds maps of other images: 0/04.png had \d+ bytes"):
+        job(place, "pictures.zarr", source="pictures")
+    with pytest.raises(ValueError, match="but their order or number is another"):
+        attribute(
+            *small_model(),
+            Pictures(Store(place / "pictures.zarr").names()[::-1], place / "pictures"),
+            place / "pictures.zarr",
+            dtype="float64",
+        )
+    rules = dataclasses.replace(lrp_jax.BASELINE, name="stable")
+    with pytest.raises(ValueError, match="'stable' names others"):
+        job(place, options={"rules": rules})
+    (place / "maps.zarr" / "zarr.json").write_text("{")
+    with pytest.raises(StoreError, match=r"zarr.json is damaged"):
+        job(place)
     zarr.open_group(place / "other.zarr", mode="w")
     with pytest.raises(ValueError, match="none that this library wrote"):
         job(place, "other.zarr")
+
+
+def test_one_of_two_jobs_that_begin_at_once_is_refused(place, monkeypatch):
+    """Whatever one does between another's look and its beginning; of two alike, both write one store."""
+    whole = Store.create
+
+    def late(self, *arguments):
+        monkeypatch.setattr(Store, "create", whole)
+        job(place, method="raw_attention", process=(0, 2))
+        whole(self, *arguments)
+
+    monkeypatch.setattr(Store, "create", late)
+    with pytest.raises(ValueError, match="method 'raw_attention', not 'transformer_attribution'"):
+        job(place)
+    monkeypatch.setattr(Store, "create", late)
+    shutil.rmtree(place / "maps.zarr")
+    assert job(place, method="raw_attention", shard_size=8).progress.explained == 6
+    assert Store(place / "maps.zarr").shard == 2
+
+
+@pytest.mark.parametrize("step", ["_open", "keep_names"])
+def test_a_store_that_is_only_begun(place, monkeypatch, step):
+    """By another number of processes, too."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, step, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            job(place, source="pictures", shard_size=None, process=(0, 2))
+    (place / "pictures" / "0" / ".DS_Store").write_bytes(b"")
+    job(place, source="pictures", shard_size=None)
+    job(place, "undisturbed.zarr", source="pictures")
+    assert_same(place / "maps.zarr", place / "undisturbed.zarr")
+
+
+def test_what_is_not_finite_has_no_map(place):
+    """Neither an image, nor what a model makes of one; and neither is computed again and again."""
+    images = np.asarray(small_images(N)).copy()
+    images[3, 0, 0, 0], images[7] = np.nan, 1e300
+    np.save(place / "x.npy", images)
+    model, params = small_model(jnp.float32)
+    source = open_source([place / "x.npy"])
+    for explained in (N - 2, 0):
+        report = attribute(model, params, source, place / "maps.zarr")
+        assert report.progress.explained == explained
+        assert [name for name, _ in report.failures] == ["3", "7"]
+        assert "NaN or infinite in float32" in report.failures[1][1]
+    broken = jax.tree.map(lambda p: p * jnp.nan, params)
+    for _ in range(2):
+        report = attribute(model, broken, source, place / "broken.zarr")
+        assert report.progress.explained in (0, N)
+        assert len(report.failures) == N
+    assert "not finite" in report.failures[0][1]
 
 
 def test_processes_share_the_work(place):
@@ -224,7 +300,10 @@ def test_bad_arguments(place):
         ({"targets": [5]}, "targets must be class indices 0 to 4, got 5"),
         ({"targets": [0.5]}, "targets must be class indices"),
         ({"targets": np.zeros((3, 1), int)}, rf"or \[{N}, K\] of each image; got int64 of the shape \(3, 1\)"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"batch_size": 0}, "batch_size must be an integer of at least 1"),
+        ({"batch_size": 2.5}, "batch_size must be an integer of at least 1, got 2.5"),
+        ({"top_k": True}, "top_k must be 1 to"),
+        ({"top_k": 2, "targets": [1]}, "targets and top_k exclude each other"),
         ({"shard_size": 3}, "shard_size must be a power of two, got 3"),
         ({"process": (2, 2)}, "process must be"),
         ({"labels": lrp_jax.Labels(num_classes=4)}, "labels are of 4 classes, the model has 5"),

@@ -1,6 +1,7 @@
 """Where the images of a job come from."""
 
 import io
+import os
 import tarfile
 
 import numpy as np
@@ -100,6 +101,38 @@ def test_tar_shards(tmp_path):
     assert open_source([tmp_path / "1.tar", tmp_path / "0.tar"]).names[0] == "1.tar/dir/0.png"
 
 
+def test_tar_shards_of_equal_names(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        with tarfile.open(tmp_path / folder / "0.tar", "w") as file:
+            add(file, "0.png", png(ord(folder)))
+            add(file, "._0.png", b"left behind by macOS")
+            add(file, "__MACOSX/0.png", b"likewise")
+    source = open_source([tmp_path / "a" / "0.tar", tmp_path / "b" / "0.tar"])
+    assert source.names == ["a/0.tar/0.png", "b/0.tar/0.png"]
+
+
+def test_a_damaged_tar_is_refused(tmp_path):
+    """``tarfile`` takes a damaged header after the first for the end."""
+    with tarfile.open(tmp_path / "x.tar", "w") as file:
+        for i in range(3):
+            add(file, f"{i}.png", b"x" * 100)
+    data = bytearray((tmp_path / "x.tar").read_bytes())
+    cut, joined = data[:2100], data + data
+    data[1024:1400] = b"?" * 376
+    for i, bad in enumerate((data, cut, joined)):
+        (tmp_path / f"{i}.tar").write_bytes(bad)
+        with pytest.raises(ValueError, match=r"is damaged|several tar files"):
+            open_source([tmp_path / f"{i}.tar"])
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    source = open_source([tmp_path])
+    with pytest.raises(ValueError, match="is no file"):
+        source.read(0)
+
+
 def test_files_that_change_while_a_job_runs(tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((4, 8, 8, 3), np.float32))
     with tarfile.open(tmp_path / "x.tar", "w") as file:
@@ -124,6 +157,11 @@ def test_bad_input(tmp_path):
     np.savez(tmp_path / "two.npz", a=np.zeros(2), b=np.zeros(2))
     (tmp_path / "damaged.npy").write_bytes(b"\x93NUMPY no")
     (tmp_path / "damaged.npz").write_bytes(b"PK no")
+    np.savez(tmp_path / "whole.npz", images=np.zeros((20, 8, 8, 3), np.uint8))
+    whole = bytearray((tmp_path / "whole.npz").read_bytes())
+    (tmp_path / "half.npz").write_bytes(whole[:900])
+    whole[2000] ^= 255
+    (tmp_path / "flipped.npz").write_bytes(whole)
     (tmp_path / "empty.txt").write_text("\n")
     (tmp_path / "notes.md").write_text("none")
     (tmp_path / "damaged.tar").write_bytes(b"no tar file at all" * 100)
@@ -141,6 +179,8 @@ def test_bad_input(tmp_path):
         ("two.npz", "must hold one array, or one named images; got a, b"),
         ("damaged.npy", "a damaged one"),
         ("damaged.npz", "a damaged one"),
+        ("half.npz", "a damaged one"),
+        ("flipped.npz", "a damaged one"),
         ("empty.txt", "names no pictures"),
         ("notes.md", r"input must be a folder, .* got .*notes.md"),
         ("damaged.tar", "is no tar file, or is damaged or compressed"),

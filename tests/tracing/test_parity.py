@@ -81,7 +81,10 @@ READOUTS = {
 
 LOOPED = ("attention", "gated", "class and mean")  # with the loop over blocks; the readouts alone need none
 CASES = [pytest.param(fields | {"depth": 1}, "stable", id=name) for name, fields in READOUTS.items()]
-CASES += [pytest.param(READOUTS[name], rules, id=rules) for name, rules in zip(itertools.cycle(LOOPED), lrp_jax.RULES, strict=False)]
+CASES += [
+    pytest.param(READOUTS[name], rules, id=rules)
+    for name, rules in zip(itertools.cycle(LOOPED), lrp_jax.RULES, strict=False)
+]
 
 
 @pytest.mark.parametrize(("fields", "rules"), CASES)
