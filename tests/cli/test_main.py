@@ -26,7 +26,7 @@ from lrp_jax import cli
         (["--top-k", "many"], "expected a number of at least 1, got many"),
         (["--method", "gradcam"], "invalid choice: 'gradcam'"),
         (["--start-layer", "6"], "start_layer must be a block, 0 to 5; got 6"),
-        (["--rules", "none"], "rules must be one of chefer, stable, baseline, or a Rules; got 'none'"),
+        (["--rules", "none"], "or a Rules; got 'none'"),
         (["--method", "rise", "--rules", "chefer"], "method 'rise' takes the options masks, cells"),
         (["--method", "occlusion", "--window", "[8,8,8]"], "window must be one or two integers"),
         (["--batch-size", "-1"], "expected a number of at least 1, got -1"),
