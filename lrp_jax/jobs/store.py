@@ -214,8 +214,9 @@ class Store:
 
 def _texts_of(names: Sequence[str]) -> dict[str, Layout]:
     """Of the arrays that every store has."""
+    longest = max(max(len(_bytes(name)) for name in names), 1)
     return {
-        "names": Layout("uint8", (max(1, *(len(_bytes(name)) for name in names)),), ("letter",)),
+        "names": Layout("uint8", (longest,), ("letter",)),
         "status": Layout("uint8", (), ()),
         "reasons": Layout("uint8", (_REASON,), ("letter of reason",)),
         "bytes": Layout("int64", (), ()),
