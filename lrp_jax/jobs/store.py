@@ -208,7 +208,7 @@ class Store:
         try:
             return future.result()
         except (OSError, ValueError) as error:  # whatever the file system says
-            said = str(error).partition(" [tensorstore_spec=")[0].replace("\0", "/")
+            said = str(error).partition(" [tensorstore_spec=")[0].replace(r"\x00", "/")
             raise StoreError(f"{self.out} cannot be read or written: {said}") from error
 
 
