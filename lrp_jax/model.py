@@ -185,10 +185,15 @@ def number_of_layers(model: Model, params: Params, image: Array) -> int:
     return classify.eval_shape(model, params, image).attention.shape[0]
 
 
+def without_addresses(text: str) -> str:
+    """What ``repr`` says of functions, but for where they lie in memory."""
+    return re.sub(r" at 0x[0-9a-f]+", "", text)
+
+
 def digest(params: Params, *said: Any) -> str:
     """A hash of parameters and of whatever else, by its repr; functions count by their names."""
     with np.printoptions(threshold=sys.maxsize):
-        text = re.sub(r" at 0x[0-9a-f]+", "", repr(said))
+        text = without_addresses(repr(said))
     found = hashlib.sha256(text.encode())
     for path, value in jax.tree_util.tree_leaves_with_path(params):
         found.update(jax.tree_util.keystr(path).encode() + np.asarray(value).tobytes())

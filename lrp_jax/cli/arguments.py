@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from lrp_jax.methods import METHODS
@@ -66,6 +69,16 @@ def add_batch_size(command: argparse.ArgumentParser, what: str) -> None:
     command.add_argument(
         "--batch-size", type=positive, default=8, metavar="B", help=f"images {what} at once (default: 8)"
     )
+
+
+def check_destination(path: Path, *, force: bool) -> None:
+    """Refuse a file that cannot be written, or that is there, unless it may be replaced."""
+    if path.is_dir():
+        raise ValueError(f"DEST must be a file, {path} is a folder.")
+    if path.exists() and not force:
+        raise ValueError(f"{path} exists: --force replaces it.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path.parent))
 
 
 def flag(name: str) -> str:

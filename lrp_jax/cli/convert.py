@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import errno
-import os
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from lrp_jax.checks import listed
-from lrp_jax.cli.arguments import positive, value
+from lrp_jax.cli.arguments import check_destination, positive, value
 from lrp_jax.labels import Vocabulary, class_names_in, imagenet_classes
 from lrp_jax.weights import FAMILIES, PREPROCESSING, Conversion, convert_with_summary, save
 
@@ -62,10 +60,7 @@ def run(options: argparse.Namespace) -> int:
     """Convert, save, and print what was found."""
     if options.destination.suffix != ".safetensors":
         raise ValueError(f"DEST must end in .safetensors, got {str(options.destination)!r}.")
-    if options.destination.exists() and not options.force:
-        raise ValueError(f"{options.destination} exists: --force replaces it.")
-    if not options.destination.parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(options.destination.parent))
+    check_destination(options.destination, force=options.force)
     given = {"family": options.family, "preprocessing": options.preprocessing, "key": options.key}
     found = convert_with_summary(options.source, **given, **_fields(options))
     save(options.destination, found.model, found.params)

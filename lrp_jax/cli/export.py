@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import errno
-import os
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from lrp_jax.cli.arguments import add_method, add_model, positive
+from lrp_jax.cli.arguments import add_method, add_model, check_destination, positive
 from lrp_jax.cli.models import load_model
 from lrp_jax.exporting import PLATFORMS, export
 from lrp_jax.files import needs, replacing
@@ -46,12 +44,7 @@ def run(options: argparse.Namespace) -> int:
     """Export, and say how it is used."""
     needs("flatbuffers", extra="export")
     path = options.destination
-    if path.is_dir():
-        raise ValueError(f"DEST must be a file, {path} is a folder.")
-    if path.exists() and not options.force:
-        raise ValueError(f"{path} exists: --force replaces it.")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path.parent))
+    check_destination(path, force=options.force)
     if options.takes_targets and options.top_k:
         raise ValueError("--takes-targets and --top-k exclude each other.")
     model, params, preprocessing, _ = load_model(options.model)

@@ -1,6 +1,6 @@
 """Datasets with a known answer to the question of where a class is, or of which class an image is."""
 
-from lrp_jax.datasets.base import Dataset, Sample, is_left_behind, pictures_in
+from lrp_jax.datasets.base import Dataset, Sample, is_left_behind, pictures_in, spaced
 from lrp_jax.datasets.folders import MaskFolder
 from lrp_jax.datasets.imagenet import ImageNetFolder, ImageNetSegmentation
 from lrp_jax.datasets.scenes import (
@@ -30,4 +30,5 @@ __all__ = [
     "is_left_behind",
     "pictures_in",
     "sees_scenes",
+    "spaced",
 ]

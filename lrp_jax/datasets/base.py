@@ -98,8 +98,7 @@ class Pictures:
 
     def spaced(self, total: int) -> list[int]:
         """At most ``self.limit`` of so many, evenly spaced."""
-        n = min(self.limit or total, total)
-        return [i * total // n for i in range(n)]
+        return spaced(self.limit or total, total)
 
     def masked(self, picture: Image.Image, mask: Image.Image) -> Sample:
         """The sample of a picture and its mask, which is of the same size."""
@@ -108,6 +107,12 @@ class Pictures:
         rows, cols, _ = self.preprocessing.image_shape
         small = np.asarray(mask.resize((cols, rows), Image.Resampling.NEAREST)) > 0
         return Sample(preprocess(picture, self.preprocessing), None, small[None])
+
+
+def spaced(limit: int, total: int) -> list[int]:
+    """At most ``limit`` of so many, evenly spaced."""
+    n = min(limit, total)
+    return [i * total // n for i in range(n)]
 
 
 def pictures_in(folder: str | os.PathLike[str], *, nested: bool = False) -> list[Path]:

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from lrp_jax.datasets import spaced
 from lrp_jax.files import DATA, replacing
 from lrp_jax.jobs.sources import Source, open_source
 from lrp_jax.jobs.store import EXPLAINED, FAILED, Store
@@ -82,7 +83,7 @@ def gallery(
     failed = np.flatnonzero(status == FAILED)
     if not len(explained) + len(failed):
         raise ValueError(f"{opened.out} holds no maps yet.")
-    shown = explained[np.arange(min(limit, len(explained))) * len(explained) // max(1, min(limit, len(explained)))]
+    shown = explained[np.asarray(spaced(limit, len(explained)), int)]
     drawer = _Drawer(opened, _source(opened, source), Path(out))
     Path(out).mkdir(parents=True, exist_ok=True)
     shutil.rmtree(Path(out) / _THUMBNAILS, ignore_errors=True)  # of a page that was there before

@@ -185,11 +185,14 @@ class _Writer:
 
     def _write(self, shard: int) -> None:
         rows = {name: np.concatenate([part[name] for part, _ in self.rows]) for name in self.rows[0][0]}
-        rows["bytes"] = np.array([self.source.size(i) for i in self.store.images(shard)], np.int64)
         failures = {place: why for _, some in self.rows for place, why in some.items()}
         self.rows, self.count = [], 0
         self._wait()
-        self.writing = self.pool.submit(self.store.write, shard, rows, failures)
+        self.writing = self.pool.submit(self._store, shard, rows, failures)
+
+    def _store(self, shard: int, rows: dict[str, np.ndarray], failures: dict[int, str]) -> None:
+        rows["bytes"] = np.array([self.source.size(i) for i in self.store.images(shard)], np.int64)
+        self.store.write(shard, rows, failures)
 
     def _wait(self) -> None:
         if self.writing is not None:

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import hashlib
 import math
-import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lrp_jax.model import Checked
+from lrp_jax.model import Checked, without_addresses
 from lrp_jax.program import Variable
 from lrp_jax.rules import GRADIENT, Rules
 from lrp_jax.tracing import layout, report
@@ -172,7 +171,7 @@ class Traced(Checked):
     @functools.cached_property
     def fingerprint(self) -> str:
         """Of the function that was traced: functions that compute different things have different ones."""
-        digest = hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", str(self.jaxpr)).encode())
+        digest = hashlib.sha256(without_addresses(str(self.jaxpr)).encode())
         for constant in self.jaxpr.consts:
             digest.update(np.ascontiguousarray(constant).tobytes())
         return digest.hexdigest()[:16]
