@@ -6,6 +6,7 @@ Axis letters: C classes, L blocks, h heads, N tokens (class and other prefix tok
 from __future__ import annotations
 
 import abc
+import collections
 import hashlib
 import re
 import sys
@@ -20,8 +21,9 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from lrp_jax.program import MOVES, Equation, activate, deactivate, flatten
-from lrp_jax.rules import GRADIENT, Rules
+from lrp_jax.program import MOVES, Equation, Program, activate, deactivate, flatten
+from lrp_jax.rules import GRADIENT, Rules, Where
+from lrp_jax.rules.composite import Choices, tagged
 from lrp_jax.rules.paired import operation, operations
 
 Params = Any
@@ -244,6 +246,61 @@ def _probe(model: Model, params: Params, image: Array, taps: Array | None) -> No
         )
     if taps is not None and not activate(program, [False, True])[0]:
         raise ValueError("forward must add the taps to the attention: its logits do not depend on them.")
+
+
+class Match(NamedTuple):
+    """How many operations of a model a pattern matches.
+
+    Attributes:
+        where: the pattern; None: the default.
+        rules: the name of their rules.
+        operations: how many, those of a loop counted each time.
+    """
+
+    where: Where | None
+    rules: str
+    operations: int
+
+    def __str__(self) -> str:
+        return f"{self.where or 'all others'}: {self.rules}, {self.operations} operations"
+
+
+def matches(model: Model, params: Params, image: Array, rules: Rules) -> list[Match]:
+    """How many operations each pattern of a composite matches.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        image: ``[H, W, channels]``, or what else is explained.
+        rules: what :func:`lrp_jax.composite` gave; of other rules there are no patterns.
+    """
+    if not (isinstance(rules.places, Choices) and rules.places.checked):
+        return []
+    marked, patterns = tagged(rules, lambda tag: operations((), tag))
+    jaxpr = jax.make_jaxpr(lambda image: model.forward(params, image, None, marked))(image)
+    counts: collections.Counter[str] = collections.Counter()
+    _count(flatten(jaxpr, lambda primitives: False), 1, counts)
+    return [Match(where, name, counts[tag]) for where, name, tag in patterns]
+
+
+def _count(program: Program, times: int, counts: collections.Counter[str]) -> None:
+    for equation in program.equations:
+        if equation.primitive == operation.name:
+            tag, _, _ = equation.params["name"].rpartition(":")
+            counts[f"{tag}:"] += times
+        for inner in equation.programs:
+            _count(inner, times * equation.params.get("length", 1), counts)
+
+
+def check_patterns(model: Model, params: Params, image: Array, rules: Rules) -> None:
+    """Refuse a composite of which a pattern matches no operation of the model."""
+    found = matches(model, params, image, rules)
+    unmatched = [str(match.where) for match in found if match.where is not None and not match.operations]
+    if unmatched:
+        raise ValueError(
+            f"{rules.name}: no operation of the model matches {' or '.join(unmatched)}; matched are "
+            f"{'; '.join(map(str, found))}."
+        )
 
 
 #: Beside moves: a constant may be added.

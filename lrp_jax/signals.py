@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lrp_jax.model import Checked, Model, Params, Place, WithBlocks, probe, zero_taps
+from lrp_jax.model import Checked, Model, Params, Place, WithBlocks, check_patterns, probe, zero_taps
 from lrp_jax.rules import GRADIENT, Rules, named
 from lrp_jax.rules.paired import vjp
 
@@ -159,6 +159,7 @@ def _at_places(
 
     if rules != GRADIENT:
         probe(model, params, image, None)
+        check_patterns(model, params, image, rules)
     there = jax.eval_shape(partial(run, GRADIENT), [place.zeros() for place in places])[1]
     logits, pull, values = vjp(run, [rules], [jnp.zeros(x.shape, x.dtype) for x in there])
     targets = predicted(logits, targets)
@@ -226,6 +227,8 @@ def _sent(
     sets: Sequence[Rules] = [named(r) for r in rules]
     if sets != [GRADIENT]:
         probe(model, params, image, taps)
+        for rules_of_it in sets:
+            check_patterns(model, params, image, rules_of_it)
     logits, pull, attention = vjp(run, sets, image, taps)
     targets = predicted(logits, targets)
     to_image, to_taps = jax.vmap(pull)(directions(targets, logits))

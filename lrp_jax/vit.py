@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -54,6 +55,12 @@ def _parameter(module: nn.Module, name: str, init: Any, shape: tuple[int, ...]) 
     return value
 
 
+def _at(rules: Rules, module: nn.Module, *names: str) -> Rules:
+    """The rules where an operation of a module stands, that reads these parameters."""
+    path = ("blocks", *module.path) if module.path[0] in _OF_BLOCKS else module.path
+    return rules.at(parameters=tuple("/".join((*path, name)) for name in names))
+
+
 class _Dense(nn.Module):
     rules: Rules
     features: int
@@ -64,7 +71,8 @@ class _Dense(nn.Module):
     def __call__(self, x: Array) -> Array:
         kernel = _parameter(self, "kernel", nn.initializers.xavier_uniform(), (x.shape[-1], self.features))
         bias = _parameter(self, "bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
-        return getattr(self.rules, self.rule)(*_of_one_dtype(x, kernel, bias))
+        rules = _at(self.rules, self, "kernel", *["bias"] * self.use_bias)
+        return getattr(rules, self.rule)(*_of_one_dtype(x, kernel, bias))
 
 
 class _LayerNorm(nn.Module):
@@ -76,7 +84,7 @@ class _LayerNorm(nn.Module):
         scale = _parameter(self, "scale", nn.initializers.ones, x.shape[-1:])
         bias = _parameter(self, "bias", nn.initializers.zeros, x.shape[-1:])
         x, scale, bias = _of_one_dtype(x, scale, bias)
-        return self.rules.layer_norm(x, scale, bias, self.epsilon)
+        return _at(self.rules, self, "scale", "bias").layer_norm(x, scale, bias, self.epsilon)
 
 
 class _Attention(nn.Module):
@@ -119,11 +127,17 @@ class _Block(nn.Module):
     def __call__(self, x: Array, taps: Array | None = None, rows: int | None = None) -> tuple[Array, Array]:
         """Tokens ``[rows, D]``, the first ``rows`` of N only (None: all), and attention ``[h, N, N]``."""
         epsilon = self.config.norm_epsilon
-        y = _LayerNorm(self.rules, epsilon, name="norm1")(x)
-        y, attention = _Attention(self.config, self.rules, name="attn")(y, taps, rows)
-        x = self.rules.add(x[:rows], y)
-        y = _Mlp(self.config, self.rules, name="mlp")(_LayerNorm(self.rules, epsilon, name="norm2")(x))
-        return self.rules.add(x, y), attention
+        rules = self.rules.at(part="attention")
+        y = _LayerNorm(rules, epsilon, name="norm1")(x)
+        y, attention = _Attention(self.config, rules, name="attn")(y, taps, rows)
+        x = rules.add(x[:rows], y)
+        rules = self.rules.at(part="mlp")
+        y = _Mlp(self.config, rules, name="mlp")(_LayerNorm(rules, epsilon, name="norm2")(x))
+        return rules.add(x, y), attention
+
+
+#: What a block is made of.
+_OF_BLOCKS = frozenset({"norm1", "attn", "norm2", "mlp"})
 
 
 class _AttentionPool(nn.Module):
@@ -136,15 +150,17 @@ class _AttentionPool(nn.Module):
         n, width = x.shape
         heads = self.config.num_heads
         latent = _parameter(self, "latent", nn.initializers.normal(0.02), (1, width)).astype(x.dtype)
-        q = _Dense(self.rules, width, name="q")(latent).reshape(heads, 1, -1)
-        k, v = _Dense(self.rules, 2 * width, name="kv")(x).reshape(n, 2, heads, -1).transpose(1, 2, 0, 3)
-        attention = self.rules.softmax(self.rules.matmul(q, k.mT), (width // heads) ** -0.5)
+        rules = self.rules.at(part="attention")
+        q = _Dense(rules, width, name="q")(latent).reshape(heads, 1, -1)
+        k, v = _Dense(rules, 2 * width, name="kv")(x).reshape(n, 2, heads, -1).transpose(1, 2, 0, 3)
+        attention = rules.softmax(rules.matmul(q, k.mT), (width // heads) ** -0.5)
         if taps is not None:
             attention = attention + taps[:, :1]
-        x = _Dense(self.rules, width, name="proj")(self.rules.matmul(attention, v).reshape(1, width))
-        y = _LayerNorm(self.rules, self.config.norm_epsilon, name="norm")(x)
-        y = _Mlp(self.config, self.rules, name="mlp")(y)
-        return self.rules.add(x, y)[0], attention
+        x = _Dense(rules, width, name="proj")(rules.matmul(attention, v).reshape(1, width))
+        rules = self.rules.at(part="head")
+        y = _LayerNorm(rules, self.config.norm_epsilon, name="norm")(x)
+        y = _Mlp(self.config, rules, name="mlp")(y)
+        return rules.add(x, y)[0], attention
 
 
 class ViT(nn.Module):
@@ -181,7 +197,7 @@ class ViT(nn.Module):
         x = self._embed(image)
         x, seen = self._encode(x, taps, added)
         features, pooling = self._read(x, pool_tap)
-        logits = _Dense(self.rules, self.config.num_classes, name="head")(features)
+        logits = _Dense(self.rules.at(part="head"), self.config.num_classes, name="head")(features)
         return logits, jnp.concatenate(seen + pooling if added is None else seen)
 
     # The stages below are parts of the compact method above: their parameters are the model's own.
@@ -189,7 +205,7 @@ class ViT(nn.Module):
     @nn.nowrap
     def _embed(self, image: Array) -> Array:
         """The tokens ``[N, D]`` of an image: prefix and patches, with their positions."""
-        config, rules = self.config, self.rules
+        config, rules = self.config, self.rules.at(part="embedding")
         rows, cols = config.grid
         p_rows, p_cols = pair("patch_size", config.patch_size)
         patches = image.reshape(rows, p_rows, cols, p_cols, -1).transpose(0, 2, 1, 3, 4).reshape(rows * cols, -1)
@@ -198,7 +214,8 @@ class ViT(nn.Module):
         if config.prefix_tokens:
             prefix = _parameter(self, "cls_token", normal, (config.prefix_tokens, config.width))
             x = jnp.concatenate([prefix.astype(x.dtype), x])
-        x = rules.add(x, _parameter(self, "pos_embed", normal, x.shape).astype(x.dtype))
+        positions = _parameter(self, "pos_embed", normal, x.shape).astype(x.dtype)
+        x = rules.at(parameters=("pos_embed",)).add(x, positions)
         return _LayerNorm(rules, config.norm_epsilon, name="norm_pre")(x) if config.pre_norm else x
 
     @nn.nowrap
@@ -211,10 +228,10 @@ class ViT(nn.Module):
         computes only the tokens that are read. The backward pass keeps matrix products and recomputes the rest.
         """
         depth = self.config.depth
-        block = _Block(self.config, self.rules, parent=None)
+        rules = [self.rules.at(depth=i, blocks=depth) for i in range(depth)]
 
         def init_blocks(key: Array) -> Params:
-            ordinary, tokens = block.clone(rules=GRADIENT), jnp.zeros(x.shape, jnp.float32)
+            ordinary, tokens = _Block(self.config, GRADIENT, parent=None), jnp.zeros(x.shape, jnp.float32)
             return jax.vmap(lambda k: ordinary.init(k, tokens)["params"])(jax.random.split(key, depth))
 
         if self.has_variable("params", "blocks"):
@@ -224,40 +241,41 @@ class ViT(nn.Module):
         else:
             blocks = self.param("blocks", init_blocks)
 
-        def run(x: Array, inputs: tuple[Any, ...], rows: int | None = None) -> tuple[Array, Array]:
+        def run(x: Array, inputs: tuple[Any, ...], block: _Block, rows: int | None = None) -> tuple[Array, Array]:
             layer, tap, more = inputs
             tokens = x if more is None else x + more.astype(x.dtype)
             params = jax.tree.map(lambda p: p[layer], blocks)
             found: Any = block.apply({"params": params}, tokens, tap, rows)
             return found[0], found[1] if more is None else tokens
 
-        step = jax.checkpoint(run, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)
-        last, tapped = depth - 1, 0 if taps is None else len(taps)
-        first_tapped = min(depth - tapped, last)
+        last, first_tapped = depth - 1, min(depth - (0 if taps is None else len(taps)), depth - 1)
+        changes = (i for i in range(1, depth) if rules[i] != rules[i - 1])
+        cuts = sorted({0, first_tapped, last, *changes})
         seen = []
-        for start, end, some_taps in (
-            (0, first_tapped, None),
-            (first_tapped, last, None if taps is None else taps[:-1]),
-        ):
-            if start < end:
-                here = None if added is None else added[start:end]
-                x, of_blocks = jax.lax.scan(step, x, (jnp.arange(start, end), some_taps, here))
-                seen.append(of_blocks)
+        for start, end in itertools.pairwise(cuts):
+            step = functools.partial(run, block=_Block(self.config, rules[start], parent=None))
+            step = jax.checkpoint(step, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)
+            tap = None if taps is None or start < first_tapped else taps[start - first_tapped : end - first_tapped]
+            x, of_blocks = jax.lax.scan(
+                step, x, (jnp.arange(start, end), tap, None if added is None else added[start:end])
+            )
+            seen.append(of_blocks)
         read = None if self.is_mutable_collection("intermediates") else READOUTS[self.config.readout].tokens
-        last_tap, more = None if taps is None or not tapped else taps[-1], None if added is None else added[-1]
-        x, of_last = run(x, (last, last_tap, more), read)
+        last_tap, more = None if taps is None or not len(taps) else taps[-1], None if added is None else added[-1]
+        block = _Block(self.config, rules[last], parent=None)
+        x, of_last = run(x, (last, last_tap, more), block, read)
         return x, [*seen, of_last[None]]
 
     @nn.nowrap
     def _read(self, x: Array, tap: Array | None) -> tuple[Array, list[Array]]:
         """What the head reads of the tokens, and the attention of a pooling, ``[1, h, N, N]``, if there is one."""
-        config, rules = self.config, self.rules
+        config, rules = self.config, self.rules.at(part="head")
         norm = _LayerNorm(rules, config.final_norm_epsilon, name="norm")
         x = x if config.norm_after_readout else norm(x)
         self.sow("intermediates", "tokens", x)  # for training: what the head would see of each token
         read, attention = READOUTS[config.readout].features, []
         if read is None:
-            features, pooling = _AttentionPool(config, rules, name="attn_pool")(x, tap)
+            features, pooling = _AttentionPool(config, self.rules, name="attn_pool")(x, tap)
             attention = [jnp.pad(pooling, ((0, 0), (0, x.shape[0] - 1), (0, 0)))[None]]
         else:
             features = read(rules, x, config.prefix_tokens)

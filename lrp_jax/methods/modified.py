@@ -8,37 +8,59 @@ from jax import Array
 
 from lrp_jax.methods.base import register
 from lrp_jax.model import Model, Params
-from lrp_jax.rules import ALI_LRP, ATTNLRP, CP_LRP, LIBRAGRAD, Rules
+from lrp_jax.rules import ALI_LRP, ATTNLRP, CP_LRP, LIBRAGRAD, Rules, with_gamma
 from lrp_jax.signals import Explanation, signals_at_blocks, signals_at_pixels
 
 _PLACES = ("tokens", "blocks", "pixels")
 
 
 @register(class_specific=True, resolution="patch", reference="Achtibat et al. 2024", signed=True)
-def attnlrp(model: Model, params: Params, image: Array, targets: Array | None, *, at: str = "tokens") -> Explanation:
+def attnlrp(
+    model: Model,
+    params: Params,
+    image: Array,
+    targets: Array | None,
+    *,
+    at: str = "tokens",
+    gamma: float = 0.0,
+    gamma_at: str = "mlp",
+) -> Explanation:
     """Relevance by AttnLRP: attention, layer norm and activations propagate theirs by modified gradients.
 
     Options:
         at: ``"tokens"``, what enters the first block, positions included; ``"blocks"``, the sum over what enters each;
             ``"pixels"``.
+        gamma: of the gamma rule for products with parameters, by which terms of the sign of the sum count more.
+        gamma_at: where: ``"mlp"``, not in the products of attention; or ``"all"``.
 
     Raises:
-        ValueError: ``at`` is none of these, or the model does not say where tokens enter its blocks.
+        ValueError: an option is none of these, or the model does not say where tokens enter its blocks.
     """
-    return _relevance(model, params, image, targets, ATTNLRP, at)
+    return _relevance(model, params, image, targets, with_gamma(ATTNLRP, gamma, gamma_at), at)
 
 
 @register(class_specific=True, resolution="patch", reference="Achtibat et al. 2024; Ali et al. 2022", signed=True)
-def cp_lrp(model: Model, params: Params, image: Array, targets: Array | None, *, at: str = "tokens") -> Explanation:
+def cp_lrp(
+    model: Model,
+    params: Params,
+    image: Array,
+    targets: Array | None,
+    *,
+    at: str = "tokens",
+    gamma: float = 0.0,
+    gamma_at: str = "mlp",
+) -> Explanation:
     """Relevance by CP-LRP: AttnLRP with the attention held.
 
     Options:
         at: as of ``attnlrp``.
+        gamma: likewise.
+        gamma_at: likewise.
 
     Raises:
-        ValueError: ``at`` is none of these, or the model does not say where tokens enter its blocks.
+        ValueError: an option is none of these, or the model does not say where tokens enter its blocks.
     """
-    return _relevance(model, params, image, targets, CP_LRP, at)
+    return _relevance(model, params, image, targets, with_gamma(CP_LRP, gamma, gamma_at), at)
 
 
 @register(class_specific=True, resolution="patch", reference="Ali et al. 2022", signed=True)

@@ -8,9 +8,21 @@ propagation; it batches, jits and shards like any other JAX function.
 A rule is an equation under :func:`rule`, a set of them a :class:`Rules` under :func:`register`.
 """
 
-from lrp_jax.rules.base import GRADIENT, RULES, Rules, named, register, rule, safe_divide, stable_divide
+from lrp_jax.rules.base import (
+    GRADIENT,
+    OPERATIONS,
+    PARTS,
+    RULES,
+    Rules,
+    named,
+    register,
+    rule,
+    safe_divide,
+    stable_divide,
+)
 from lrp_jax.rules.chefer import BASELINE, CHEFER, stable
-from lrp_jax.rules.modified import ALI_LRP, ATTNLRP, CP_LRP, LIBRAGRAD
+from lrp_jax.rules.composite import Where, composite
+from lrp_jax.rules.modified import ALI_LRP, ATTNLRP, CP_LRP, LIBRAGRAD, with_gamma
 
 __all__ = [
     "ALI_LRP",
@@ -20,12 +32,17 @@ __all__ = [
     "CP_LRP",
     "GRADIENT",
     "LIBRAGRAD",
+    "OPERATIONS",
+    "PARTS",
     "RULES",
     "Rules",
+    "Where",
+    "composite",
     "named",
     "register",
     "rule",
     "safe_divide",
     "stable",
     "stable_divide",
+    "with_gamma",
 ]

@@ -40,6 +40,7 @@ class Rules:
             ``x``.
         times_values: whether what is sent back are gradients, so that relevance is these times the values that stand
             there; else it is relevance.
+        places: the rules at a place, of a set that is not the same everywhere: see :meth:`at`.
     """
 
     name: str
@@ -53,8 +54,29 @@ class Rules:
     layer_norm: Callable[..., Array]
     activation: Callable[..., Array]
     times_values: bool = False
+    places: Callable[..., Rules] | None = None
+
+    def at(self, **place: Any) -> Rules:
+        """The rules at a place, or at what is known of it so far: the more is told, the fewer may apply.
+
+        Models say where their operations stand. Which rules hold where is said by :func:`lrp_jax.composite`.
+
+        Args:
+            **place: ``part``, one of :data:`PARTS`; ``depth``, the number of a block, and ``blocks``, of how many;
+                ``parameters``, the names of what the operation reads, as ``"blocks/mlp/fc1/kernel"``; ``line``, where
+                it is written, as ``"model.py:12"``.
+
+        Returns:
+            The set itself, if it is the same everywhere.
+        """
+        return self if self.places is None else self.places(**place)
 
 
+#: The operations of a rule set.
+OPERATIONS = tuple(f.name for f in dataclasses.fields(Rules) if f.name not in ("name", "times_values", "places"))
+#: The parts of a model: before the blocks; the attention of a block, with its norm and its residual addition; the rest
+#: of a block; and what comes after them.
+PARTS = ("embedding", "attention", "mlp", "head")
 #: Rule sets of relevance by name.
 RULES: dict[str, Rules] = {}
 

@@ -12,7 +12,9 @@ relevance is the value that stands there times g. Nothing is divided by what may
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,7 +23,8 @@ from jax import Array
 
 from lrp_jax.program import Variable, flatten
 from lrp_jax.rules import base
-from lrp_jax.rules.base import GRADIENT, Product, register, rule, transposed
+from lrp_jax.rules.base import GRADIENT, Product, Rules, register, rule, transposed
+from lrp_jax.rules.composite import Choice, Where, chosen
 
 #: What a normalisation divides by: roots, or where there are none, the divisors themselves.
 _ROOTS = frozenset({"rsqrt", "sqrt", "pow"})
@@ -117,6 +120,37 @@ def gamma_dense(
     s = g * jnp.where(whole == 0, 0, z / jnp.where(whole == 0, 1, whole))
     smoothed = jnp.sign(x) * transposed(product, x, absolute, sign * s)
     return (1 + gamma / 2) * transposed(product, x, w, s) + gamma / 2 * smoothed
+
+
+@functools.cache
+def with_gamma(rules: Rules, gamma: float, at: str = "mlp") -> Rules:
+    """Modified gradients with the gamma rule for products with parameters.
+
+    Args:
+        rules: a set of modified gradients, as :data:`ATTNLRP`.
+        gamma: how much more terms of the sign of z count; LXT's example has 0.05, and 0.25 for the patch embedding.
+        at: ``"mlp"``: not in the products of attention, which is LXT's reach; ``"all"``.
+
+    Returns:
+        The rule set; the same object for the same arguments, and ``rules`` itself for gamma 0.
+
+    Raises:
+        ValueError: gamma is below 0 or not finite, ``at`` is neither, or ``rules`` send relevance back.
+    """
+    if isinstance(gamma, bool) or not isinstance(gamma, (int, float)) or not 0 <= gamma < float("inf"):
+        raise ValueError(f"gamma must be a finite number of at least 0, got {gamma!r}.")
+    if at not in ("mlp", "all"):
+        raise ValueError(f"gamma_at must be one of mlp, all; got {at!r}.")
+    if not rules.times_values:
+        raise ValueError(f"the gamma rule is for modified gradients, {rules.name} sends relevance back.")
+    if gamma == 0:
+        return rules
+    name, product = f"{rules.name}, gamma {gamma} at {at}", partial(gamma_dense, gamma=gamma)
+    everywhere = dataclasses.replace(rules, name=name, dense=product, patch_embed=product)
+    if at == "all":
+        return everywhere
+    attention = Where(part="attention")
+    return chosen(name, [Choice(attention, rules, frozenset({"part"}))], everywhere, checked=False)
 
 
 #: Ali et al. 2022: attention and the deviation of layer norm held.

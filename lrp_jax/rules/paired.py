@@ -22,7 +22,7 @@ from jax import Array
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from lrp_jax.rules.base import GRADIENT, Operation, Rules, merge
+from lrp_jax.rules.base import GRADIENT, OPERATIONS, Operation, Rules, merge
 
 _AXIS = "copies of the example, one for each rule set"
 
@@ -54,34 +54,54 @@ def vjp(function: Callable[..., tuple[Any, Any]], sets: Sequence[Rules], *exampl
     return first(value), lambda cotangent: pull(copied(cotangent)), first(auxiliary)
 
 
-def operations(sets: Sequence[Rules]) -> Rules:
+def operations(sets: Sequence[Rules], tag: str = "") -> Rules:
     """The operations with which :func:`vjp` runs a model: each an equation of its own in the model's program.
 
-    Without sets, they refuse to stand under a ``jax.vmap``.
+    Without sets, they refuse to stand under a ``jax.vmap``. ``tag`` stands before their names there.
     """
-    names = [field.name for field in dataclasses.fields(Rules) if field.name not in ("name", "times_values")]
-    bound: Any = {name: partial(_bind, name, tuple(getattr(rules, name) for rules in sets)) for name in names}
-    return Rules(name=" and ".join(rules.name for rules in sets), **bound)
+    sets = tuple(sets)
+    bound: Any = {name: _Bound(name, tuple(getattr(r, name) for r in sets), tag) for name in OPERATIONS}
+    places = _Places(sets, tag) if any(rules.places is not None for rules in sets) else None
+    return Rules(name=" and ".join(rules.name for rules in sets), **bound, places=places)
 
 
-#: The primitive that operations are. Parameters: ``name``, the member of :class:`Rules`; ``ordinary``, its operation
-#: in :data:`GRADIENT`; and ``rules``, those of the sets, None for the ordinary one; both as functions of arrays alone.
+@dataclasses.dataclass(frozen=True)
+class _Places:
+    """The operations at a place."""
+
+    sets: tuple[Rules, ...]
+    tag: str
+
+    def __call__(self, **place: Any) -> Rules:
+        return operations([rules.at(**place) for rules in self.sets], self.tag)
+
+
+#: The primitive that operations are. Parameters: ``name``, the member of :class:`Rules`, after a tag; ``ordinary``, its
+#: operation in :data:`GRADIENT`; ``rules``, those of the sets, None for the ordinary one; both as functions of arrays.
 operation = Primitive("operation")
 
 
-def _bind(name: str, rules: tuple[Operation, ...], *arguments: Any, **options: Any) -> Array:
-    is_array = [isinstance(argument, Array) for argument in arguments]
-    ordinary = getattr(GRADIENT, name)
+@dataclasses.dataclass(frozen=True)
+class _Bound:
+    """An operation of some sets: equal where they are."""
 
-    def of_arrays(function: Operation) -> Operation:
-        return lambda *arrays: function(*merge(is_array, arrays, arguments), **options)
+    name: str
+    rules: tuple[Operation, ...]
+    tag: str
 
-    return operation.bind(
-        *(argument for argument in arguments if isinstance(argument, Array)),
-        name=name,
-        ordinary=of_arrays(ordinary),
-        rules=tuple(None if rule is ordinary else of_arrays(rule) for rule in rules),
-    )
+    def __call__(self, *arguments: Any, **options: Any) -> Array:
+        is_array = [isinstance(argument, Array) for argument in arguments]
+        ordinary = getattr(GRADIENT, self.name)
+
+        def of_arrays(function: Operation) -> Operation:
+            return lambda *arrays: function(*merge(is_array, arrays, arguments), **options)
+
+        return operation.bind(
+            *(argument for argument in arguments if isinstance(argument, Array)),
+            name=self.tag + self.name,
+            ordinary=of_arrays(ordinary),
+            rules=tuple(None if rule is ordinary else of_arrays(rule) for rule in self.rules),
+        )
 
 
 def _ordinary(*arrays: Array, name: str, ordinary: Operation, rules: tuple[Operation | None, ...]) -> Array:

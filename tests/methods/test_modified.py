@@ -6,6 +6,7 @@ import pytest
 from helpers import CASES, GOLDEN, relative_error, small_images, small_model
 
 import lrp_jax
+from lrp_jax.rules import ATTNLRP, CP_LRP, Where, composite, with_gamma
 from lrp_jax.signals import signals_at_blocks
 
 
@@ -16,8 +17,25 @@ def modern():
         return dict(file)
 
 
-# Their published code adds 1e-10 to what it divides by; LibraGrad's and that of Ali et al. adds nothing.
-EXACT, WITH_EPSILON = 1e-13, 6e-8
+# Their published code adds 1e-10 to what it divides by, 1e-6 with gamma; LibraGrad's and that of Ali et al. nothing.
+EXACT, WITH_EPSILON, WITH_GAMMA = 1e-13, 6e-8, 2e-5
+
+
+def lxt(rules, at):
+    """Gamma as in LXT's example, whose patch embedding has another."""
+    smoothed = with_gamma(rules, 0.25, "all")
+    return composite([(Where("patch_embed"), smoothed)], with_gamma(rules, 0.05, at))
+
+
+GAMMAS = {
+    f"{name}_{suffix}/{key}": (*method, WITH_GAMMA)
+    for name, rules in (("attnlrp", ATTNLRP), ("cp_lrp", CP_LRP))
+    for suffix, at in (("gamma", "mlp"), ("gamma_all", "all"))
+    for key, method in {
+        "patches": (name, {"gamma": 0.05, "gamma_at": at}),
+        "pixels": ("full_lrp", {"rules": lxt(rules, at)}),
+    }.items()
+}
 VALUES = {
     "attnlrp/patches": ("attnlrp", {}, WITH_EPSILON),
     "attnlrp/pixels": ("attnlrp", {"at": "pixels"}, WITH_EPSILON),
@@ -29,7 +47,7 @@ VALUES = {
     "libra/pixels": ("libragrad", {"at": "pixels"}, EXACT),
     "libra/ixg_plus_patches": ("libragrad", {"at": "blocks"}, EXACT),
     "generic_attention/patches": ("generic_attention", {}, EXACT),
-}
+} | GAMMAS
 
 
 @pytest.mark.parametrize("name", VALUES)
