@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -16,6 +18,50 @@ from lrp_jax.rules import Rules
 from lrp_jax.tracing.steps import Choice, Loop, Recognised, Site, Step
 
 
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """Which time a program is run.
+
+    Attributes:
+        number: of the loop.
+        before: how many blocks are run before.
+        blocks: how many blocks there are in all.
+    """
+
+    number: int = 0
+    before: int = 0
+    blocks: int = 0
+
+    def rules(self, rules: Rules, step: Step) -> Rules:
+        """The rules where a step stands."""
+        place = step.place
+        if rules.places is None:
+            return rules
+        told: dict[str, Any] = {"parameters": place.names[self.number % len(place.names)], "line": place.line}
+        if place.part is not None:
+            told["part"] = place.part
+        if place.block is not None:
+            told |= {"depth": self.before + place.block, "blocks": self.blocks}
+        return rules.at(**told)
+
+    def inner(self, loop: Loop, number: int, passed: int) -> Turn:
+        """Of the body of a loop, after some blocks of this program."""
+        return Turn(number, self.before + passed + number * loop.body.sites, self.blocks)
+
+    def all_rules(self, rules: Rules, program: Recognised) -> list[Rules]:
+        """The rules of all steps, as often as they are run."""
+        found, passed = [], 0
+        for step in program.steps:
+            if isinstance(step, Loop):
+                for i in range(step.length):
+                    found += self.inner(step, i, passed).all_rules(rules, step.body)
+                passed += step.length * step.body.sites
+            else:
+                found.append(self.rules(rules, step))
+                passed += isinstance(step, Site)
+        return found
+
+
 def run(
     program: Recognised,
     rules: Rules,
@@ -23,6 +69,7 @@ def run(
     taps: Array | None,
     added: Mapping[Variable, Array] | None = None,
     seen: dict[Variable, Array] | None = None,
+    turn: Turn | None = None,
 ) -> tuple[list[Any], list[Array]]:
     """What a program gives, and its attention.
 
@@ -33,11 +80,13 @@ def run(
         taps: ``[l, h, N, N]``, to be added to the last l of its attention, or None.
         added: what is added to variables, to read gradient and relevance there; of those of a loop, for each time.
         seen: where the values of these variables go, with what was added.
+        turn: which time it is run; None: it is the whole program.
 
     Returns:
         What it gives, and attention in parts, ``[some, h, N, N]`` each.
     """
     added, seen = {} if added is None else added, {} if seen is None else seen
+    turn = Turn(blocks=program.blocks) if turn is None else turn
     known: dict[Variable, Any] = {}
 
     def store(variables: Sequence[Variable], results: Sequence[Any]) -> None:
@@ -66,14 +115,17 @@ def run(
         elif isinstance(step, Loop):
             sites = step.body.sites * step.length
             here = None if taps is None else taps[max(passed - untapped, 0) : max(passed + sites - untapped, 0)]
-            results, parts = _loop(step, rules, inputs, here, added, seen)
+            turns = [turn.inner(step, i, passed) for i in range(step.length)]
+            results, parts = _loop(step, rules, inputs, here, added, seen, turns)
             attention += parts
             passed += sites
         elif isinstance(step, Choice):
-            branches = [lambda *given, branch=branch: run(branch, rules, given, None)[0] for branch in step.branches]
+            branches = [
+                lambda *given, branch=branch: run(branch, rules, given, None, turn=turn)[0] for branch in step.branches
+            ]
             results = jax.lax.switch(jnp.asarray(inputs[0], jnp.int32), branches, *inputs[1:])
         else:
-            results = _by_operation(step, rules, inputs)
+            results = _by_operation(step, turn.rules(rules, step), inputs)
         store(step.outputs, results)
     return [read(v) for v in program.outputs], attention
 
@@ -93,8 +145,9 @@ def _loop(
     taps: Array | None,
     added: Mapping[Variable, Array],
     seen: dict[Variable, Array],
+    turns: Sequence[Turn],
 ) -> tuple[list[Any], list[Array]]:
-    """A scan; the first times without taps, if only the last have them. Going back recomputes all but products."""
+    """A scan; several, where only the last times have taps, or rules change. Going back recomputes all but products."""
     consts, carry = step.consts, step.carry
     fixed, carried, given = inputs[:consts], inputs[consts : consts + carry], inputs[consts + carry :]
     sites = step.body.sites
@@ -103,12 +156,11 @@ def _loop(
     inside = [v for v in added if step.body.has(v)]
     before = [added[v] for v in inside]
 
-    @partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)
-    def body(carried: Any, each: Any) -> tuple[Any, Any]:
+    def body(turn: Turn, carried: Any, each: Any) -> tuple[Any, Any]:
         some, tap, here = each
         found: dict[Variable, Array] = {}
         there = dict(zip(inside, here, strict=True))
-        outputs, attention = run(step.body, rules, [*fixed, *carried, *some], tap, there, found)
+        outputs, attention = run(step.body, rules, [*fixed, *carried, *some], tap, there, found, turn)
         maps = jnp.concatenate(attention) if attention else None
         return outputs[:carry], (outputs[carry:], maps, [found[v] for v in inside])
 
@@ -116,22 +168,38 @@ def _loop(
         missing = tapped * sites - len(taps)
         taps = jnp.pad(taps, ((missing, 0),) + ((0, 0),) * (taps.ndim - 1)) if missing else taps
         taps = taps.reshape(tapped, sites, *taps.shape[1:])
+    cuts = sorted({0, step.length - tapped, step.length, *_changes(step, rules, turns)})
+    pieces = list(itertools.pairwise(cuts))[:: -1 if params["reverse"] else 1]
     parts, attention, values = [], [], []
-    for start, end, some_taps in ((0, step.length - tapped, None), (step.length - tapped, step.length, taps)):
-        if start < end:
-            some, here = ([x[start:end] for x in all_of_them] for all_of_them in (given, before))
-            carried, (outputs, maps, found) = jax.lax.scan(
-                body, carried, (some, some_taps, here), end - start, reverse=params["reverse"], unroll=params["unroll"]
-            )
-            parts.append(outputs)
-            values.append(found)
-            if maps is not None:
-                attention.append(maps.reshape(-1, *maps.shape[2:]))
+    for start, end in pieces:
+        some, here = ([x[start:end] for x in all_of_them] for all_of_them in (given, before))
+        first_tap = step.length - tapped
+        tap = None if taps is None or start < first_tap else taps[start - first_tap : end - first_tap]
+        once = jax.checkpoint(
+            partial(body, turns[start]), policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False
+        )
+        carried, (outputs, maps, found) = jax.lax.scan(
+            once, carried, (some, tap, here), end - start, reverse=params["reverse"], unroll=params["unroll"]
+        )
+        parts.append(outputs)
+        values.append(found)
+        if maps is not None:
+            attention.append(maps.reshape(-1, *maps.shape[2:]))
+    order = slice(None, None, -1 if params["reverse"] else 1)
     outputs, found = (
-        of[0] if len(of) == 1 else [jnp.concatenate(pair) for pair in zip(*of, strict=True)] for of in (parts, values)
+        of[0] if len(of) == 1 else [jnp.concatenate(pair) for pair in zip(*of[order], strict=True)]
+        for of in (parts, values)
     )
     seen |= zip(inside, found, strict=True)
     return [*carried, *outputs], attention
+
+
+def _changes(step: Loop, rules: Rules, turns: Sequence[Turn]) -> list[int]:
+    """The times of a loop that have other rules than the time before."""
+    if rules.places is None:
+        return []
+    found = [turn.all_rules(rules, step.body) for turn in turns]
+    return [i for i in range(1, len(found)) if found[i] != found[i - 1]]
 
 
 def to_map(site: Site, value: Array) -> Array:

@@ -292,16 +292,40 @@ def block_inputs(program: Recognised, example: int, axes: int) -> list[Stage]:
 
 
 def _entering(
-    program: Recognised, current: Variable, times: tuple[int, ...]
+    program: Recognised, example: Variable | None, times: tuple[int, ...]
 ) -> list[tuple[Variable, tuple[int, ...]] | None]:
-    through = set(cut_points(program))
+    starts = block_starts(program, example)
+    if starts is None:
+        return [None]
     found: list[tuple[Variable, tuple[int, ...]] | None] = []
+    for variable, step in starts:
+        inside = _entering(step.body, None, (*times, step.length)) if isinstance(step, Loop) else [(variable, times)]
+        found += inside
+    return found
+
+
+def block_starts(program: Recognised, example: Variable | None) -> list[tuple[Variable, Step]] | None:
+    """The last variable before each attention, or loop of them, that all paths pass through, and these steps.
+
+    Args:
+        program: the program.
+        example: the input that is explained; None: the one that a loop carries.
+
+    Returns:
+        Variables and steps, in order; None, if there is no such variable.
+    """
+    carried = [v for v in program.inputs if v.active]
+    if example is None and len(carried) != 1:
+        return None
+    current = carried[0] if example is None else example
+    through = set(cut_points(program))
+    found = []
     for step in program.steps:
-        if isinstance(step, Site) and not step.learned:
-            found.append((current, times) if current in through else None)
-        elif isinstance(step, Loop) and step.body.sites:
-            carried = [v for v in step.body.inputs if v.active]
-            found += _entering(step.body, carried[0], (*times, step.length)) if len(carried) == 1 else [None]
+        attends = isinstance(step, Site) and not step.learned
+        if attends and current not in through:
+            return None
+        if attends or (isinstance(step, Loop) and step.body.sites):
+            found.append((current, step))
         current = next((v for v in step.outputs if v in through), current)
     return found
 

@@ -110,10 +110,11 @@ def _matmul(equation: Equation, rules: Rules, *values: Array) -> Array:
     return _product(equation, values, 0, rules.matmul)
 
 
-def _dense(name: str, equation: Equation, rules: Rules, *values: Array) -> Array:
+def _dense(name: str, equation: Equation, rules: Rules, *values: Array, bias: Array | None = None) -> Array:
     first = [v.active for v in equation.inputs].index(True)
     operation = getattr(rules, name)
-    return _product(equation, values, first, lambda x, w: operation(x, w, None))
+    merged = None if bias is None else bias.reshape(-1)  # it varies along the free axes of the kernel alone
+    return _product(equation, values, first, lambda x, w: operation(x, w, merged))
 
 
 @register("conv_general_dilated")
@@ -124,7 +125,9 @@ def convolution(equation: Equation) -> Operation | None:
     return Operation("dense", partial(_convolution, "dense", equation))
 
 
-def _convolution(name: str, equation: Equation, rules: Rules, x: Array, w: Array) -> Array:
+def _convolution(
+    name: str, equation: Equation, rules: Rules, x: Array, w: Array, *, bias: Array | None = None
+) -> Array:
     dtype = equation.outputs[0].dtype
     params = equation.params | {"preferred_element_type": None}
 
@@ -141,21 +144,21 @@ def _convolution(name: str, equation: Equation, rules: Rules, x: Array, w: Array
             params["batch_group_count"],
         )
 
-    return getattr(rules, name)(x.astype(dtype), w.astype(dtype), None, product=product)
+    return getattr(rules, name)(x.astype(dtype), w.astype(dtype), bias, product=product)
 
 
 def folded(product: Equation, chain: Sequence[Equation], constants: Sequence[Variable], of_pixels: bool) -> Operation:
     """A product with parameters, and the scales and shifts of its result, as one: with the scales in its kernel.
 
-    A batch norm after a convolution, or a layer scale. What relevance sees does not depend on how it is written: a
-    scale below zero changes the sign of what a product adds.
+    A bias, a batch norm after a convolution, or a layer scale. What relevance sees does not depend on how it is
+    written: a scale below zero changes the sign of what a product adds.
     """
     first = [v.active for v in product.inputs].index(True)
     out, kernel_axes, out_axes = product.outputs[0], *kernel_to_output(product)
     operation = as_patch_embed(product) if of_pixels else operation_of(product)
     assert operation is not None
 
-    def run(rules: Rules, x: Array, kernel: Array, *values: Any) -> Array:
+    def run(rules: Rules, x: Array, kernel: Array, *values: Any) -> Any:
         def affine(z: Array) -> Array:
             known = dict(zip(constants, values, strict=True)) | {out: z}
             for equation in chain:
@@ -165,12 +168,15 @@ def folded(product: Equation, chain: Sequence[Equation], constants: Sequence[Var
 
         zeros = jnp.zeros(out.shape, out.dtype)
         shift, scale = jax.jvp(affine, (zeros,), (jnp.ones_like(zeros),))
+        bias = shift[tuple(slice(None) if i in out_axes else slice(1) for i in range(shift.ndim))]
         scale = scale[tuple(slice(None) if i in out_axes else 0 for i in range(scale.ndim))]
         scale = scale.transpose(np.argsort(np.argsort(kernel_axes)))
         scale = jnp.expand_dims(scale, [i for i in range(kernel.ndim) if i not in kernel_axes])
         inputs = [x, kernel * scale.astype(kernel.dtype)]
-        z = operation.run(rules, *(inputs if first == 0 else inputs[::-1]))
-        return z.astype(shift.dtype) + shift
+        ordered = inputs if first == 0 else inputs[::-1]
+        if shift.dtype == out.dtype:
+            return operation.run(rules, *ordered, bias=bias)
+        return operation.run(rules, *ordered).astype(shift.dtype) + shift
 
     return Operation(operation.name, run)
 

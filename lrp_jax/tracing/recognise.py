@@ -28,9 +28,9 @@ def recognise(program: Program, pixels: set[Variable], unknown: list[Equation]) 
 _AFFINE = frozenset({"add", "add_any", "sub", "mul", "div", "neg", "convert_element_type"})
 
 
-def _scales(equation: Equation, variable: Variable) -> bool:
-    """Whether an equation may change a sign, or scales features differently."""
-    if equation.primitive == "neg" or (equation.primitive == "sub" and equation.inputs[1] is variable):
+def _changes(equation: Equation, variable: Variable) -> bool:
+    """Whether an equation shifts, may change a sign, or scales features differently."""
+    if equation.primitive in {"add", "add_any", "sub", "neg"}:
         return True
     if equation.primitive not in {"mul", "div"}:
         return False
@@ -175,7 +175,7 @@ class _Recogniser:
             return
         _, features = products.kernel_to_output(first)
         chain: list[Equation] = []
-        scaled = 0
+        changed = 0
         (variable,) = first.outputs
         while variable not in self.program.outputs and len(self.readers.get(variable, ())) == 1:
             (equation,) = self.readers[variable]
@@ -190,12 +190,12 @@ class _Recogniser:
             if not varying <= set(features):
                 break
             chain.append(equation)
-            if _scales(equation, variable):
-                scaled = len(chain)
+            if _changes(equation, variable):
+                changed = len(chain)
             (variable,) = equation.outputs
-        if scaled:
-            self.folds[chain[scaled - 1]] = (first, chain[:scaled])
-            self.parts |= {first, *chain[: scaled - 1]}
+        if changed:
+            self.folds[chain[changed - 1]] = (first, chain[:changed])
+            self.parts |= {first, *chain[: changed - 1]}
 
     def is_pixels(self, equation: Equation) -> bool:
         """Whether an equation is a product of pixels with parameters."""

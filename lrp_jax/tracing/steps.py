@@ -8,6 +8,26 @@ from collections.abc import Iterator
 from lrp_jax.program import Equation, Variable
 from lrp_jax.tracing.operations import Operation
 
+#: The names of parameters, each time of the loop that they are given to; once, if they are the same each time.
+Names = tuple[tuple[str, ...], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where an operation stands.
+
+    Attributes:
+        part: of :data:`lrp_jax.rules.PARTS`, if that can be told.
+        block: how many blocks of its program are before its own; None: it is in no block.
+        names: of the parameters that it reads.
+        line: where it is written.
+    """
+
+    part: str | None
+    block: int | None
+    names: Names
+    line: str
+
 
 @dataclasses.dataclass(eq=False)
 class Step:
@@ -19,6 +39,7 @@ class Step:
         outputs: what it gives.
         equations: what it is made of.
         weighted: of a multiplication by a softmax, how many of its weights sum to 1.
+        place: where it stands.
     """
 
     operation: Operation | None
@@ -26,6 +47,7 @@ class Step:
     outputs: tuple[Variable, ...]
     equations: tuple[Equation, ...]
     weighted: frozenset[int] = dataclasses.field(default=frozenset(), kw_only=True)
+    place: Place = dataclasses.field(default=Place(None, None, ((),), ""), kw_only=True)
 
     @property
     def active(self) -> list[Variable]:
@@ -104,6 +126,11 @@ class Recognised:
     def sites(self) -> int:
         """How many attention maps it has."""
         return sum(_sites(step) for step in self.steps)
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks it has: attention, but for a pooling by a learned query."""
+        return sum(times for step, times in self.walk() if isinstance(step, Site) and not step.learned)
 
     def has(self, variable: Variable) -> bool:
         """Whether a variable is of this program or of a loop in it."""

@@ -14,6 +14,7 @@ from jax import Array
 from lrp_jax.program import Equation, Program, Variable, activate, deactivate, flatten, prune
 from lrp_jax.tracing import layout
 from lrp_jax.tracing.model import Example, Params, Traced
+from lrp_jax.tracing.places import locate
 from lrp_jax.tracing.recognise import recognise, spans
 from lrp_jax.tracing.rolling import roll, select_first
 from lrp_jax.tracing.steps import Recognised, Site
@@ -75,6 +76,8 @@ def trace(
         embed = _embedding(program, program.inputs[place])
         place = len(program.inputs) - 1
     recognised = _recognised(program, program.inputs[place], is_image=embed is None)
+    paths = (path for path, _ in jax.tree_util.tree_leaves_with_path(params))
+    locate(recognised, dict(zip(recognised.inputs, map(_name, paths), strict=False)), place)
     return Traced(
         **_layout(recognised, place, 2 if embed is None else 1, grid, prefix, readout),
         program=recognised,
@@ -84,6 +87,12 @@ def trace(
         explained=explained,
         jaxpr=jaxpr,
     )
+
+
+def _name(path: Sequence[Any]) -> str:
+    """The name of a parameter, as ``"blocks/mlp/fc1/kernel"``."""
+    keys = (next(getattr(key, of) for of in ("key", "name", "idx") if hasattr(key, of)) for key in path)
+    return "/".join(map(str, keys))
 
 
 def _recognised(program: Program, example: Variable, *, is_image: bool) -> Recognised:
