@@ -104,14 +104,46 @@ class WithBlocks(Protocol):
         ...
 
 
+@runtime_checkable
+class WithTokens(WithBlocks, Protocol):
+    """What a model has beside :class:`WithBlocks`, whose blocks can be taken apart."""
+
+    @property
+    def content(self) -> Place | None:
+        """The tokens to which position embeddings are added; None: none are."""
+        ...
+
+    def forward_apart(self, params: Params, image: Array, taps: Array) -> Array:
+        """The tokens that leave each block, ``[L, N, D]``, of which no derivative goes to what enters the block.
+
+        Args:
+            params: the parameters.
+            image: ``[H, W, channels]``.
+            taps: ``[l, h, N, N]``, to be added to the attention of the last l blocks, a pooling attention left out.
+        """
+        ...
+
+    def read(self, params: Params, image: Array, tokens: Array) -> Array:
+        """The logits ``[C]`` of tokens ``[N, D]`` that leave the last block.
+
+        Args:
+            params: the parameters.
+            image: ``[H, W, channels]``, for what else is read of it.
+            tokens: the tokens, in the place of its own.
+        """
+        ...
+
+
 class Checked:
     """A model of which more is known: relevance passes through operations alone, so that it needs no probe.
 
     Attributes:
         without_attention: why it has no attention maps; empty if it has.
+        order: the places of its tokens, the prefix first; None: they are in order.
     """
 
     without_attention: str
+    order: np.ndarray | None
 
     @property
     @abc.abstractmethod

@@ -7,17 +7,31 @@ tokens. A target is a class, or any direction of the output: weights of the logi
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from lrp_jax.model import Checked, Model, Params, Place, WithBlocks, check_patterns, probe, zero_taps
+from lrp_jax.model import (
+    Checked,
+    Model,
+    Params,
+    Place,
+    WithBlocks,
+    WithTokens,
+    check_patterns,
+    classify,
+    probe,
+    zero_taps,
+)
 from lrp_jax.rules import GRADIENT, Rules, named
 from lrp_jax.rules.paired import vjp
+from lrp_jax.rules.taps import with_bias_taps, with_sum_tap
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("logits", "targets", "relevance"), meta_fields=())
@@ -141,11 +155,128 @@ def signals_at_blocks(
     Raises:
         ValueError: ``rules`` is unknown, or the model does not say where tokens enter its blocks.
     """
+    found = _at_places(model, params, image, targets, rules, _blocks(model))
+    return dataclasses.replace(found, relevance=jnp.concatenate(found.relevance, axis=1))
+
+
+def signals_at_biases(
+    model: Model, params: Params, image: Array, targets: Array | None, rules: str | Rules
+) -> Explanation:
+    """All biases behind the first tokens times their modified gradients; arguments as of :func:`signals_at_pixels`.
+
+    Returns:
+        Logits, targets, and these products at the patch that a bias is added to, ``[K, rows, cols]``. Those of what the
+        head reads are shared by its ``readout``; those behind a pooling attention are left out.
+
+    Raises:
+        ValueError: ``rules`` is unknown or of relevance, or the model does not say where tokens enter its blocks.
+    """
+    rules = named(rules)
+    if not rules.times_values:
+        raise ValueError(f"biases are multiplied by modified gradients; {rules.name} sends relevance back.")
+    _blocks(model)
+    _check_rules(model, params, image, None, rules)
+    tokens = classify.eval_shape(model, params, image).attention.shape[-1]
+    order = model.order if isinstance(model, Checked) and model.order is not None else np.arange(tokens)
+    readout = np.zeros(tokens)
+    if model.readout is not None:
+        readout[order] = model.readout
+
+    def run(rules: Rules, taps: Array) -> tuple[Array, None]:
+        return model.forward(params, image, None, with_bias_taps(rules, taps, readout))[0], None
+
+    logits, pull, _ = vjp(run, [rules], jnp.zeros(tokens, image.dtype))
+    targets = predicted(logits, targets)
+    (sent,) = jax.vmap(pull)(directions(targets, logits))
+    patches = sent[:, 0, order][:, tokens - math.prod(model.grid) :]
+    return Explanation(logits, targets, patches.reshape(-1, *model.grid))
+
+
+def signals_at_positions(
+    model: Model, params: Params, image: Array, targets: Array | None, rules: str | Rules
+) -> Explanation:
+    """The relevance of content and of positions, where they are added; arguments as of :func:`signals_at_pixels`.
+
+    Returns:
+        Logits, targets, and relevance ``[K, rows, cols]`` of the content of the patches, and of their position
+        embeddings, a tuple.
+
+    Raises:
+        ValueError: ``rules`` is unknown or of relevance, or the model has no position embeddings that are added once.
+    """
+    rules = named(rules)
+    if not rules.times_values:
+        raise ValueError(f"positions are multiplied by modified gradients; {rules.name} sends relevance back.")
+    if not isinstance(model, WithTokens) or model.content is None:
+        raise ValueError("the model has no position embeddings that are added to its tokens, and once.")
+    place = model.content
+    _check_rules(model, params, image, None, rules)
+
+    def run(rules: Rules, tap: Array) -> tuple[Array, tuple[Array, Array]]:
+        parts: list[tuple[Array, Array]] = []
+        logits, _ = model.forward(params, image, None, with_sum_tap(rules, tap, parts))
+        return logits, parts[0]
+
+    logits, pull, parts = vjp(run, [rules], place.zeros().astype(image.dtype))
+    targets = predicted(logits, targets)
+    (sent,) = jax.vmap(pull)(directions(targets, logits))
+    maps = (jax.vmap(place.maps)(sent[:, 0] * part.reshape(1, *sent.shape[2:]))[:, 0] for part in parts)
+    return Explanation(logits, targets, tuple(maps))
+
+
+def gradients_of_blocks(
+    model: Model, params: Params, image: Array, targets: Array | None, *, start_layer: int, cosine: bool
+) -> Explanation:
+    """The gradient by each attention of what the head says of the mean of the tokens that leave its own block.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        image: ``[H, W, channels]``.
+        targets: int ``[K]``, float ``[K, C]``, or None for the predicted class.
+        start_layer: s, the first block.
+        cosine: whether the logits of a block are scaled to length 1.
+
+    Returns:
+        Logits, targets, and gradients ``[K, L - s, h, N, N]``; a pooling attention is no block.
+
+    Raises:
+        ValueError: the model does not say where its blocks are.
+    """
+    _blocks(model)
+    if not isinstance(model, WithTokens):
+        raise ValueError("the model does not say what leaves its blocks, see lrp_jax.model.WithTokens.")
+    taps = zero_taps(model, params, image, start_layer)
+    taps = taps if model.readout is not None else taps[:-1]
+
+    def read(tokens: Array) -> Array:
+        logits = model.read(params, image, jnp.broadcast_to(tokens.mean(axis=0), tokens.shape))
+        return logits / jnp.linalg.norm(logits) if cosine else logits
+
+    def run(taps: Array) -> Array:
+        return jax.vmap(read)(model.forward_apart(params, image, taps)).sum(axis=0)
+
+    logits = classify(model, params, image).logits
+    targets = predicted(logits, targets)
+    _, pull = jax.vjp(run, taps)
+    (sent,) = jax.vmap(pull)(directions(targets, logits))
+    return Explanation(logits, targets, sent)
+
+
+def _blocks(model: Any) -> Sequence[Place]:
+    """What enters the blocks, or a ValueError."""
     if not isinstance(model, WithBlocks) or not model.blocks:
         why = getattr(model, "without_attention", "") or "where they enter its blocks cannot be told"
         raise ValueError(f"the model has no tokens to read relevance at, {why}: use at='pixels'.")
-    found = _at_places(model, params, image, targets, rules, model.blocks)
-    return dataclasses.replace(found, relevance=jnp.concatenate(found.relevance, axis=1))
+    return model.blocks
+
+
+def _check_rules(model: Model, params: Params, image: Array, taps: Array | None, *sets: Rules) -> None:
+    """Refuse a model that relevance passes through beside the operations of rules, and rules for what it has not."""
+    if any(rules != GRADIENT for rules in sets):
+        probe(model, params, image, taps)
+    for rules in sets:
+        check_patterns(model, params, image, rules)
 
 
 def _at_places(
@@ -157,9 +288,7 @@ def _at_places(
     def run(rules: Rules, added: Sequence[Array]) -> tuple[Array, Sequence[Array]]:
         return model.forward_through(params, image, places, added, rules)
 
-    if rules != GRADIENT:
-        probe(model, params, image, None)
-        check_patterns(model, params, image, rules)
+    _check_rules(model, params, image, None, rules)
     there = jax.eval_shape(partial(run, GRADIENT), [place.zeros() for place in places])[1]
     logits, pull, values = vjp(run, [rules], [jnp.zeros(x.shape, x.dtype) for x in there])
     targets = predicted(logits, targets)
@@ -225,10 +354,7 @@ def _sent(
         return model.forward(params, image, taps, rules)
 
     sets: Sequence[Rules] = [named(r) for r in rules]
-    if sets != [GRADIENT]:
-        probe(model, params, image, taps)
-        for rules_of_it in sets:
-            check_patterns(model, params, image, rules_of_it)
+    _check_rules(model, params, image, taps, *sets)
     logits, pull, attention = vjp(run, sets, image, taps)
     targets = predicted(logits, targets)
     to_image, to_taps = jax.vmap(pull)(directions(targets, logits))

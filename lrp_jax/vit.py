@@ -175,7 +175,15 @@ class ViT(nn.Module):
     rules: Rules = GRADIENT
 
     @nn.compact
-    def __call__(self, image: Array, taps: Array | None = None, added: Array | None = None) -> tuple[Array, Array]:
+    def __call__(
+        self,
+        image: Array | None,
+        taps: Array | None = None,
+        added: Array | None = None,
+        *,
+        apart: bool = False,
+        leaving: Array | None = None,
+    ) -> Any:
         """Classify one image.
 
         Args:
@@ -183,22 +191,33 @@ class ViT(nn.Module):
             taps: ``[l, h, N, N]``, added to the last l of the attention, or None. Pass zeros and
                 differentiate by them: their cotangent is the gradient, or the relevance, of that attention.
             added: ``[L, N, D]``, likewise added to the tokens that enter the blocks, or None.
+            apart: whether the tokens that leave each block are returned instead, ``[L, N, D]``, of which no derivative
+                goes to what enters it; ``taps`` are then of blocks alone.
+            leaving: tokens ``[N, D]`` that leave the last block, to be read in the place of the image's; or None.
 
         Returns:
             Logits ``[C]`` and attention probabilities ``[L, h, N, N]``; a pooling attention is the last of them, its
             one query in row 0 and nothing below. With ``added``, the tokens ``[L, N, D]`` instead of the attention.
         """
-        shape = self.config.image_shape
-        if image.shape != shape:
-            raise ValueError(f"an image must be [H, W, channels] = {shape}, got {image.shape}.")
         pool_tap = None
-        if self.config.readout == "attention" and taps is not None:
+        if self.config.readout == "attention" and taps is not None and not apart:
             taps, pool_tap = taps[:-1], taps[-1]
-        x = self._embed(image)
-        x, seen = self._encode(x, taps, added)
+        seen: list[Array] = []
+        if leaving is None:
+            shape = self.config.image_shape
+            if image is None or image.shape != shape:
+                got = None if image is None else image.shape
+                raise ValueError(f"an image must be [H, W, channels] = {shape}, got {got}.")
+            x, seen = self._encode(self._embed(image), taps, added, apart)
+            if apart:
+                return jnp.concatenate(seen)
+        else:
+            x = leaving
         features, pooling = self._read(x, pool_tap)
         logits = _Dense(self.rules.at(part="head"), self.config.num_classes, name="head")(features)
-        return logits, jnp.concatenate(seen + pooling if added is None else seen)
+        if added is None and leaving is None:
+            seen = [*seen, *pooling]
+        return logits, jnp.concatenate(seen) if seen else None
 
     # The stages below are parts of the compact method above: their parameters are the model's own.
 
@@ -219,10 +238,13 @@ class ViT(nn.Module):
         return _LayerNorm(rules, config.norm_epsilon, name="norm_pre")(x) if config.pre_norm else x
 
     @nn.nowrap
-    def _encode(self, x: Array, taps: Array | None, added: Array | None) -> tuple[Array, list[Array]]:
+    def _encode(
+        self, x: Array, taps: Array | None, added: Array | None, apart: bool = False
+    ) -> tuple[Array, list[Array]]:
         """Through the blocks: the tokens that the head reads, and attention, in parts ``[l, h, N, N]``.
 
-        With something added to what enters the blocks ``[L, N, D]``, these tokens instead of the attention.
+        With something added to what enters the blocks ``[L, N, D]``, these tokens instead of the attention; apart from
+        each other, what leaves them.
 
         The blocks' parameters are stacked along a first axis. One compiled block runs over all but the last, which
         computes only the tokens that are read. The backward pass keeps matrix products and recomputes the rest.
@@ -244,9 +266,10 @@ class ViT(nn.Module):
         def run(x: Array, inputs: tuple[Any, ...], block: _Block, rows: int | None = None) -> tuple[Array, Array]:
             layer, tap, more = inputs
             tokens = x if more is None else x + more.astype(x.dtype)
+            tokens = jax.lax.stop_gradient(tokens) if apart else tokens
             params = jax.tree.map(lambda p: p[layer], blocks)
-            found: Any = block.apply({"params": params}, tokens, tap, rows)
-            return found[0], found[1] if more is None else tokens
+            left, attention = block.apply({"params": params}, tokens, tap, rows)  # type: ignore[misc]
+            return left, left if apart else attention if more is None else tokens
 
         last, first_tapped = depth - 1, min(depth - (0 if taps is None else len(taps)), depth - 1)
         changes = (i for i in range(1, depth) if rules[i] != rules[i - 1])
@@ -260,7 +283,8 @@ class ViT(nn.Module):
                 step, x, (jnp.arange(start, end), tap, None if added is None else added[start:end])
             )
             seen.append(of_blocks)
-        read = None if self.is_mutable_collection("intermediates") else READOUTS[self.config.readout].tokens
+        all_of_them = apart or self.is_mutable_collection("intermediates")
+        read = None if all_of_them else READOUTS[self.config.readout].tokens
         last_tap, more = None if taps is None or not len(taps) else taps[-1], None if added is None else added[-1]
         block = _Block(self.config, rules[last], parent=None)
         x, of_last = run(x, (last, last_tap, more), block, read)
@@ -301,6 +325,22 @@ class ViT(nn.Module):
     def blocks(self) -> tuple[Blocks]:
         """The tokens that enter the blocks, see :class:`lrp_jax.model.WithBlocks`."""
         return (Blocks(self.config),)
+
+    @property
+    def content(self) -> Blocks:
+        """The tokens to which position embeddings are added."""
+        return Blocks(dataclasses.replace(self.config, depth=1))
+
+    @nn.nowrap
+    def forward_apart(self, params: Params, image: Array, taps: Array) -> Array:
+        """The tokens that leave each block, see :class:`lrp_jax.model.WithBlocks`."""
+        return self.clone(rules=GRADIENT).apply({"params": params}, image, taps, apart=True)  # type: ignore[return-value]
+
+    @nn.nowrap
+    def read(self, params: Params, image: Array, tokens: Array) -> Array:
+        """The logits ``[C]`` of tokens that leave the last block."""
+        found: Any = self.clone(rules=GRADIENT).apply({"params": params}, None, leaving=tokens)
+        return found[0]
 
     @nn.nowrap
     def forward_through(

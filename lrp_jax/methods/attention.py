@@ -8,7 +8,7 @@ from jax import Array
 from lrp_jax.maps import unit_range
 from lrp_jax.methods.base import check_block, for_each, patches, register, rollout, row
 from lrp_jax.model import Model, Params, classify, number_of_layers
-from lrp_jax.signals import Explanation, predicted, signals_at_attention
+from lrp_jax.signals import Explanation, gradients_of_blocks, predicted, signals_at_attention
 
 
 @register(class_specific=False, resolution="patch", reference="Chefer et al. 2021, section 4")
@@ -71,3 +71,33 @@ def generic_attention(
     signals = signals_at_attention(model, params, image, targets, None, start_layer=start_layer)
     matrices = jnp.maximum(signals.gradient * signals.attention[None, start_layer:], 0).mean(axis=2)
     return Explanation(signals.logits, signals.targets, rollout(matrices, model))
+
+
+@register(class_specific=True, resolution="patch", reference="Bousselham et al. 2025, section 3")
+def legrad(
+    model: Model,
+    params: Params,
+    image: Array,
+    targets: Array | None,
+    *,
+    start_layer: int = 0,
+    cosine: bool = False,
+) -> Explanation:
+    """LeGrad: the gradient by each block's attention of what the head says of that block's mean token.
+
+    With s_l the logit of the target where all tokens are the mean of those that leave block l, the map is the sum over
+    blocks of the mean over heads and queries of ``(d s_l / d A_l)+``.
+
+    Options:
+        start_layer: the first block that enters the sum.
+        cosine: whether the logits of a block are scaled to length 1, as the authors do for CLIP.
+
+    Raises:
+        ValueError: an option is out of range, or the model does not say where its blocks are.
+    """
+    if not isinstance(cosine, bool):
+        raise ValueError(f"cosine must be True or False, got {cosine!r}.")
+    check_block(model, params, image, start_layer=start_layer)
+    found = gradients_of_blocks(model, params, image, targets, start_layer=start_layer, cosine=cosine)
+    relevance = jnp.maximum(found.relevance, 0).mean(axis=(2, 3)).sum(axis=1)
+    return Explanation(found.logits, found.targets, patches(relevance, model))

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from jax import Array
 
 from lrp_jax.methods.base import register
 from lrp_jax.model import Model, Params
 from lrp_jax.rules import ALI_LRP, ATTNLRP, CP_LRP, LIBRAGRAD, Rules, with_gamma
-from lrp_jax.signals import Explanation, signals_at_blocks, signals_at_pixels
+from lrp_jax.signals import (
+    Explanation,
+    signals_at_biases,
+    signals_at_blocks,
+    signals_at_pixels,
+    signals_at_positions,
+)
 
 _PLACES = ("tokens", "blocks", "pixels")
 
@@ -24,6 +31,7 @@ def attnlrp(
     at: str = "tokens",
     gamma: float = 0.0,
     gamma_at: str = "mlp",
+    position: bool = False,
 ) -> Explanation:
     """Relevance by AttnLRP: attention, layer norm and activations propagate theirs by modified gradients.
 
@@ -32,11 +40,20 @@ def attnlrp(
             ``"pixels"``.
         gamma: of the gamma rule for products with parameters, by which terms of the sign of the sum count more.
         gamma_at: where: ``"mlp"``, not in the products of attention; or ``"all"``.
+        position: whether maps of the content and of the position embeddings of the patches are given instead, a tuple
+            (PE-LRP: Bakish et al. 2025, arXiv 2506.02138).
 
     Raises:
-        ValueError: an option is none of these, or the model does not say where tokens enter its blocks.
+        ValueError: an option is none of these, the model does not say where tokens enter its blocks, or, of
+            ``position``, has no position embeddings or is not explained at its tokens.
     """
-    return _relevance(model, params, image, targets, with_gamma(ATTNLRP, gamma, gamma_at), at)
+    rules = with_gamma(ATTNLRP, gamma, gamma_at)
+    _check_truth("position", position)
+    if position and at != "tokens":
+        raise ValueError(f"position=True is of at='tokens', got at={at!r}.")
+    if position:
+        return signals_at_positions(model, params, image, targets, rules)
+    return _relevance(model, params, image, targets, rules, at)
 
 
 @register(class_specific=True, resolution="patch", reference="Achtibat et al. 2024; Ali et al. 2022", signed=True)
@@ -77,16 +94,33 @@ def ali_lrp(model: Model, params: Params, image: Array, targets: Array | None, *
 
 
 @register(class_specific=True, resolution="patch", reference="Mehri et al. 2025", signed=True)
-def libragrad(model: Model, params: Params, image: Array, targets: Array | None, *, at: str = "tokens") -> Explanation:
+def libragrad(
+    model: Model, params: Params, image: Array, targets: Array | None, *, at: str = "tokens", full: bool = False
+) -> Explanation:
     """Gradient times tokens by LibraGrad, whose gradients are pruned and scaled so that nothing is lost.
 
     Options:
         at: as of ``attnlrp``.
+        full: whether all biases times their gradients are added, each at its token: FullGrad; with ``at="blocks"``,
+            FullGrad+. Those of what the head reads are shared among the tokens that it reads.
 
     Raises:
-        ValueError: ``at`` is none of these, or the model does not say where tokens enter its blocks.
+        ValueError: an option is none of these, ``full`` is of the pixels, or the model does not say where tokens enter
+            its blocks.
     """
-    return _relevance(model, params, image, targets, LIBRAGRAD, at)
+    _check_truth("full", full)
+    if full and at == "pixels":
+        raise ValueError("full=True is of at='tokens' or at='blocks', got at='pixels'.")
+    found = _relevance(model, params, image, targets, LIBRAGRAD, at)
+    if not full:
+        return found
+    biases = signals_at_biases(model, params, image, found.targets, LIBRAGRAD).relevance
+    return dataclasses.replace(found, relevance=found.relevance + biases)
+
+
+def _check_truth(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, got {value!r}.")
 
 
 def _relevance(model: Model, params: Params, image: Array, targets: Array | None, rules: Rules, at: str) -> Explanation:

@@ -70,6 +70,8 @@ def run(
     added: Mapping[Variable, Array] | None = None,
     seen: dict[Variable, Array] | None = None,
     turn: Turn | None = None,
+    *,
+    apart: bool = False,
 ) -> tuple[list[Any], list[Array]]:
     """What a program gives, and its attention.
 
@@ -81,6 +83,7 @@ def run(
         added: what is added to variables, to read gradient and relevance there; of those of a loop, for each time.
         seen: where the values of these variables go, with what was added.
         turn: which time it is run; None: it is the whole program.
+        apart: whether no derivative goes to what is before these variables; what is seen keeps its own.
 
     Returns:
         What it gives, and attention in parts, ``[some, h, N, N]`` each.
@@ -93,6 +96,7 @@ def run(
         for variable, result in zip(variables, results, strict=True):
             if variable in added:
                 result = seen[variable] = result + added[variable]
+                result = jax.lax.stop_gradient(result) if apart else result
             known[variable] = result
 
     store(program.inputs, values)
@@ -116,7 +120,7 @@ def run(
             sites = step.body.sites * step.length
             here = None if taps is None else taps[max(passed - untapped, 0) : max(passed + sites - untapped, 0)]
             turns = [turn.inner(step, i, passed) for i in range(step.length)]
-            results, parts = _loop(step, rules, inputs, here, added, seen, turns)
+            results, parts = _loop(step, rules, inputs, here, added, seen, turns, apart)
             attention += parts
             passed += sites
         elif isinstance(step, Choice):
@@ -146,6 +150,7 @@ def _loop(
     added: Mapping[Variable, Array],
     seen: dict[Variable, Array],
     turns: Sequence[Turn],
+    apart: bool,
 ) -> tuple[list[Any], list[Array]]:
     """A scan; several, where only the last times have taps, or rules change. Going back recomputes all but products."""
     consts, carry = step.consts, step.carry
@@ -160,7 +165,7 @@ def _loop(
         some, tap, here = each
         found: dict[Variable, Array] = {}
         there = dict(zip(inside, here, strict=True))
-        outputs, attention = run(step.body, rules, [*fixed, *carried, *some], tap, there, found, turn)
+        outputs, attention = run(step.body, rules, [*fixed, *carried, *some], tap, there, found, turn, apart=apart)
         maps = jnp.concatenate(attention) if attention else None
         return outputs[:carry], (outputs[carry:], maps, [found[v] for v in inside])
 

@@ -268,6 +268,13 @@ def _layout(
     return grid and (grid[0], varying, cells[grid[1]])
 
 
+def stage(program: Recognised, example: int, variable: Variable, axes: int) -> Stage | None:
+    """A variable with its grid; None, if it has none. Arguments as of :func:`stages`."""
+    ((reached, centre),) = centres(program, example, [variable], axes)
+    found = _layout(reached, centre, axes, _tolerance(program, example), others=True)
+    return found and Stage(variable, *found)
+
+
 def block_inputs(program: Recognised, example: int, axes: int) -> list[Stage]:
     """The tokens that enter each block of attention: the last before it that all paths pass through.
 

@@ -50,6 +50,7 @@ class Traced(Checked):
         example_structure: of the example.
         explained: which leaf of the example is explained.
         order: the places of its tokens in the program, the prefix first; None: they are in order.
+        leaving: what leaves the last block of attention; None: that cannot be told.
         jaxpr: of the function.
     """
 
@@ -62,6 +63,7 @@ class Traced(Checked):
     example_structure: Any
     explained: int
     order: np.ndarray | None
+    leaving: Variable | None
     jaxpr: Any
 
     @property
@@ -112,10 +114,68 @@ class Traced(Checked):
         """What enters each block of attention; empty, if there is none, or it cannot be told."""
         if self.without_attention:
             return []
-        before = len(self.program.inputs) - 1  # of an image, or of embeddings; else the example's leaves come last
+        return layout.block_inputs(self.program, self._place, len(self.grid))
+
+    @property
+    def _place(self) -> int:
+        """Which of the program's inputs is explained."""
         if not self.is_image and self.embed is None:
-            before = self.params_structure.num_leaves + self.explained
-        return layout.block_inputs(self.program, before, len(self.grid))
+            return self.params_structure.num_leaves + self.explained
+        return len(self.program.inputs) - 1  # an image, or embeddings
+
+    @functools.cached_property
+    def content(self) -> layout.Stage | None:
+        """What position embeddings are added to; None, if they are not, or more than once."""
+        additions = [s for s in self.program.steps if s.operation and s.operation.name == "add"]
+        found = [s for s in additions if s.place.part == "embedding" and len(s.active) == 1]
+        if len(found) != 1:
+            return None
+        return layout.stage(self.program, self._place, found[0].active[0], len(self.grid))
+
+    def forward_apart(self, params: Params, image: Array, taps: Array) -> Array:
+        """The tokens that leave each block, see :class:`lrp_jax.model.WithTokens`."""
+        seen: dict[Variable, Array] = {}
+        leaving = self._leaving()
+        before = Recognised(self.program.inputs, [leaving], self.program.steps)
+        inputs, taps = self._inputs(params, image), jnp.asarray(self._unordered(taps))
+        pooling = self.program.sites - self.program.blocks
+        taps = jnp.pad(taps, ((0, pooling), (0, 0), (0, 0), (0, 0)))
+        added = {place.variable: place.zeros() for place in self.blocks}
+        (left,), _ = run(before, GRADIENT, inputs, taps, added, seen, apart=True)
+        entering = [seen[place.variable].reshape(-1, *leaving.shape) for place in self.blocks]
+        return jax.vmap(self._tokens)(jnp.concatenate([*entering, left[None]])[1:])
+
+    def read(self, params: Params, image: Array, tokens: Array) -> Array:
+        """The logits ``[C]`` of tokens that leave the last block."""
+        leaving = self._leaving()
+        order = self._token_order(len(leaving.shape))
+        left = tokens.reshape([leaving.shape[i] for i in order]).transpose(np.argsort(order))
+        place = next(i for i, step in enumerate(self.program.steps) if leaving in step.outputs)
+        constants = [step for step in self.program.steps[:place] if step.operation is None]
+        steps = [*constants, *self.program.steps[place + 1 :]]
+        rest = Recognised([*self.program.inputs, leaving], self.program.outputs, steps)
+        return run(rest, GRADIENT, [*self._inputs(params, image), left], None)[0][0].reshape(-1)
+
+    def _leaving(self) -> Variable:
+        if self.leaving is None or not self.blocks:
+            why = self.without_attention or "where they begin and end cannot be told"
+            raise ValueError(f"the model has no blocks that could be taken apart, {why}.")
+        if self.leaving.shape != self.blocks[0].variable.shape:
+            raise ValueError(
+                f"the last block must compute all tokens, {self.blocks[0].variable}; it computes {self.leaving}, those "
+                "that the head reads."
+            )
+        return self.leaving
+
+    def _token_order(self, ndim: int) -> list[int]:
+        """The axes of what enters the blocks: those of tokens, then the rest."""
+        axes = self.blocks[0].axes
+        return [*axes, *(i for i in range(ndim) if i not in axes)]
+
+    def _tokens(self, value: Array) -> Array:
+        """As ``[N, D]``."""
+        n = math.prod(value.shape[i] for i in self.blocks[0].axes)
+        return value.transpose(self._token_order(value.ndim)).reshape(n, -1)
 
     def forward_through(
         self, params: Params, image: Array, places: Sequence[layout.Stage], added: Sequence[Array], rules: Rules

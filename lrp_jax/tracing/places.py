@@ -11,20 +11,26 @@ from lrp_jax.tracing.layout import block_starts, cut_points
 from lrp_jax.tracing.steps import Choice, Loop, Names, Place, Recognised, Site, Step
 
 
-def locate(program: Recognised, names: Mapping[Variable, str], example: int) -> None:
+def locate(program: Recognised, names: Mapping[Variable, str], example: int) -> Variable | None:
     """Say of each step where it stands.
 
     Args:
         program: the program; its steps are given their places.
         names: of the parameters.
         example: which of the program's inputs is explained.
+
+    Returns:
+        What leaves the last block; None, if there are none that can be told apart.
     """
     _name(program, {v: ((name,),) for v, name in names.items()})
     for step in _attention(program):
         step.place = dataclasses.replace(step.place, part="attention")
     starts = block_starts(program, program.inputs[example])
-    if starts:
-        _divide(program, starts, is_body=False)
+    if not starts:
+        return None
+    end = _divide(program, starts, is_body=False)
+    through = set(cut_points(program))
+    return next((v for step in reversed(program.steps[:end]) for v in step.outputs if v in through), None)
 
 
 def _name(program: Recognised, names: dict[Variable, Names]) -> None:
@@ -118,8 +124,8 @@ def _below(products: Sequence[Step], readers: Mapping[Variable, list[Step]], fou
                 waiting += [(v, projected or name == "dense") for v in step.outputs]
 
 
-def _divide(program: Recognised, starts: Sequence[tuple[Variable, Step]], *, is_body: bool) -> None:
-    """Say which block steps are in, given what enters the blocks and their attention, or loops of them."""
+def _divide(program: Recognised, starts: Sequence[tuple[Variable, Step]], *, is_body: bool) -> int:
+    """Say which block steps are in, given what enters blocks and their attention, or loops of them; where they end."""
     place = {v: i for i, step in enumerate(program.steps) for v in step.outputs}
     first = [0 if is_body and i == 0 else place.get(variable, -1) + 1 for i, (variable, _) in enumerate(starts)]
     end = len(program.steps) if is_body else _end(program, starts, first)
@@ -136,6 +142,7 @@ def _divide(program: Recognised, starts: Sequence[tuple[Variable, Step]], *, is_
         inside = block >= 0 and i < end
         part = step.place.part or ("mlp" if inside else "embedding" if block < 0 else "head")
         step.place = dataclasses.replace(step.place, part=part, block=blocks if inside else None)
+    return end
 
 
 def _blocks(step: Step) -> int:

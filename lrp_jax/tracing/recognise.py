@@ -77,6 +77,9 @@ class _Recogniser:
                 self.look_for_attention(equation)
         for equation in self.alone:
             self.fold(equation)
+        for unit in list(self.unit_of.values()):
+            if unit.kind == "layer_norm":
+                self.extend(unit)
 
     def run(self) -> Recognised:
         """The program in operations."""
@@ -174,28 +177,44 @@ class _Recogniser:
         if first.primitive == "conv_general_dilated" and not first.inputs[0].active:
             return
         _, features = products.kernel_to_output(first)
+        chain = self.affine_after(first.outputs[0], set(features))
+        if chain:
+            self.folds[chain[-1]] = (first, chain)
+            self.parts |= {first, *chain[:-1]}
+
+    def extend(self, unit: Unit) -> None:
+        """Take the scales and shifts of features that follow a norm for parts of it."""
+        chain = self.affine_after(unit.output, {len(unit.output.shape) - 1})
+        if not chain:
+            return
+        del self.unit_of[unit.output], self.maker[unit.output]
+        unit.equations = [e for e in self.program.equations if e in {*unit.equations, *chain}]
+        unit.output = chain[-1].outputs[0]
+        self.unit_of[unit.output] = self.maker[unit.output] = unit
+        self.alone = [e for e in self.alone if e not in chain]
+        self.alone_set -= set(chain)
+
+    def affine_after(self, variable: Variable, features: set[int]) -> list[Equation]:
+        """The scales and shifts of some axes alone that follow a variable, up to the last that makes a difference."""
         chain: list[Equation] = []
-        changed = 0
-        (variable,) = first.outputs
+        changed, shape = 0, variable.shape
         while variable not in self.program.outputs and len(self.readers.get(variable, ())) == 1:
             (equation,) = self.readers[variable]
             if equation not in self.alone_set or equation.primitive not in _AFFINE or len(equation.active) != 1:
                 break
-            if equation.inputs.count(variable) != 1 or equation.outputs[0].shape != first.outputs[0].shape:
+            if equation.inputs.count(variable) != 1 or equation.outputs[0].shape != shape:
                 break
             if equation.primitive == "div" and equation.inputs[1] is variable:
                 break
             others = [v for v in equation.inputs if v is not variable]
             varying = set().union(*(self.varying(v) for v in others))
-            if not varying <= set(features):
+            if not varying <= features:
                 break
             chain.append(equation)
             if _changes(equation, variable):
                 changed = len(chain)
             (variable,) = equation.outputs
-        if changed:
-            self.folds[chain[changed - 1]] = (first, chain[:changed])
-            self.parts |= {first, *chain[: changed - 1]}
+        return chain[:changed]
 
     def is_pixels(self, equation: Equation) -> bool:
         """Whether an equation is a product of pixels with parameters."""

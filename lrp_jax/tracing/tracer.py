@@ -77,7 +77,7 @@ def trace(
         place = len(program.inputs) - 1
     recognised = _recognised(program, program.inputs[place], is_image=embed is None)
     paths = (path for path, _ in jax.tree_util.tree_leaves_with_path(params))
-    locate(recognised, dict(zip(recognised.inputs, map(_name, paths), strict=False)), place)
+    leaving = locate(recognised, dict(zip(recognised.inputs, map(_name, paths), strict=False)), place)
     return Traced(
         **_layout(recognised, place, 2 if embed is None else 1, grid, prefix, readout),
         program=recognised,
@@ -85,6 +85,7 @@ def trace(
         params_structure=structure,
         example_structure=example_structure,
         explained=explained,
+        leaving=leaving,
         jaxpr=jaxpr,
     )
 

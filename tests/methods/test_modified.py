@@ -1,12 +1,15 @@
 """AttnLRP and its kin against the authors' values."""
 
+import dataclasses
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import CASES, GOLDEN, relative_error, small_images, small_model
 
 import lrp_jax
-from lrp_jax.rules import ATTNLRP, CP_LRP, Where, composite, with_gamma
+from lrp_jax.rules import ATTNLRP, CP_LRP, GRADIENT, LIBRAGRAD, Where, composite, with_gamma
 from lrp_jax.signals import signals_at_blocks
 
 
@@ -18,7 +21,7 @@ def modern():
 
 
 # Their published code adds 1e-10 to what it divides by, 1e-6 with gamma; LibraGrad's and that of Ali et al. nothing.
-EXACT, WITH_EPSILON, WITH_GAMMA = 1e-13, 6e-8, 2e-5
+EXACT, WITH_EPSILON, WITH_GAMMA, DEPTH = 1e-13, 6e-8, 2e-5, 4
 
 
 def lxt(rules, at):
@@ -46,7 +49,16 @@ VALUES = {
     "libra/patches": ("libragrad", {}, EXACT),
     "libra/pixels": ("libragrad", {"at": "pixels"}, EXACT),
     "libra/ixg_plus_patches": ("libragrad", {"at": "blocks"}, EXACT),
+    "libra/fullgrad_patches": ("libragrad", {"full": True}, EXACT),
+    "libra/fullgrad_plus_patches": ("libragrad", {"full": True, "at": "blocks"}, EXACT),
     "generic_attention/patches": ("generic_attention", {}, EXACT),
+    "legrad/logit_all/patches": ("legrad", {}, EXACT),
+    "legrad/logit_last2/patches": ("legrad", {"start_layer": DEPTH - 2}, EXACT),
+    # LXT's explicit rules add 1e-6 and 1e-8, without a sign.
+    "attnlrp_explicit/patches": ("attnlrp", {}, 3e-3),
+    "attnlrp_explicit/pixels": ("attnlrp", {"at": "pixels"}, 3e-3),
+    "cp_lrp_explicit/patches": ("cp_lrp", {}, 3e-3),
+    "cp_lrp_explicit/pixels": ("cp_lrp", {"at": "pixels"}, 3e-3),
 } | GAMMAS
 
 
@@ -59,6 +71,59 @@ def test_equals_the_authors(golden, golden_model, golden_images, modern, name):
     for case in CASES:
         expected = modern[f"case{case}/{name}"]
         assert relative_error(maps[case].reshape(expected.shape), expected) < tolerance
+
+
+@pytest.mark.parametrize("name", ["attnlrp", "attnlrp_gamma", "attnlrp_gamma_all"])
+def test_positions_equal_the_authors(golden, golden_model, golden_images, modern, name):
+    images = golden_images[[golden[f"case{case}/image"] for case in CASES]]
+    targets = np.array([golden[f"case{case}/target"] for case in CASES])
+    _, suffix, at = name.partition("_gamma")
+    options = {"gamma": 0.05, "gamma_at": at.removeprefix("_") or "mlp"} if suffix else {}
+    parts = lrp_jax.explain(*golden_model, images, targets, method="attnlrp", position=True, **options).relevance
+    for case in CASES:
+        tokens = modern[f"case{case}/{name}/tokens"]
+        for part, found in zip(("content", "position"), parts, strict=True):
+            expected = modern[f"case{case}/{name}/{part}"][1:]
+            error = np.abs(found[case, 0].reshape(-1) - expected).max() / np.abs(tokens).max()
+            assert error < (WITH_GAMMA if suffix else WITH_EPSILON)
+
+
+@pytest.mark.parametrize(("name", "start"), [("cosine_all", 0), ("cosine_last2", DEPTH - 2)])
+def test_legrad_of_cosines_equals_the_authors(golden, golden_model, golden_images, modern, name, start):
+    """Their head has no bias."""
+    model, params = golden_model
+    params = params | {"head": params["head"] | {"bias": jnp.zeros_like(params["head"]["bias"])}}
+    images = golden_images[[golden[f"case{case}/image"] for case in CASES]]
+    targets = np.array([golden[f"case{case}/target"] for case in CASES])
+    maps = lrp_jax.explain(model, params, images, targets, method="legrad", cosine=True, start_layer=start).relevance[
+        :, 0
+    ]
+    for case in CASES:
+        expected = modern[f"case{case}/legrad/{name}/patches"]
+        assert relative_error(maps[case].reshape(-1), expected) < EXACT
+
+
+ABLATIONS = {
+    "libra_without_layer_norm": {"layer_norm": GRADIENT.layer_norm},
+    "libra_without_activation": {"activation": GRADIENT.activation},
+    "libra_without_attention": {"softmax": GRADIENT.softmax},
+    "libra_softmax": {},
+}
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_ablations_equal_the_authors(golden, golden_model, golden_images, modern, name):
+    model, params = golden_model
+    rules = dataclasses.replace(LIBRAGRAD, name=name, **ABLATIONS[name])
+    for case in CASES:
+        image, target = golden_images[golden[f"case{case}/image"]], int(golden[f"case{case}/target"])
+        weights = np.eye(model.config.num_classes)[target]
+        if name == "libra_softmax":  # from the probability, whose gradient by the logits is p (e - p)
+            p = jax.nn.softmax(modern[f"case{case}/logits"])
+            weights = p[target] * (weights - p)
+        found = signals_at_blocks(model, params, image, jnp.asarray(weights)[None], rules)
+        expected = modern[f"case{case}/{name}/patches"]
+        assert relative_error(found.relevance[0, 0].reshape(-1), expected) < EXACT
 
 
 def test_attention_gradient_equals_the_authors(golden, golden_model, golden_images, modern):

@@ -12,6 +12,7 @@ from helpers import small_model
 from plain_vit import FIELDS, Plain, assert_sent, images, sent, sent_by_the_vit, ways
 
 import lrp_jax
+from lrp_jax.rules import CP_LRP, Where, composite, with_gamma
 
 TARGETS = np.array([[0, 2], [1, 1]])
 WAYS = [way for way in ways(0, 8) if way.get("heads") != "library"]
@@ -67,6 +68,56 @@ def test_every_method_takes_it(method):
     assert_same(found, expected(method, **options))
 
 
+COMPOSITES = {
+    "gamma": with_gamma(CP_LRP, 0.1),
+    "parts": composite(
+        [(Where(part="attention"), "attnlrp"), (Where(part="mlp"), "ali_lrp"), (Where(part="head"), "cp_lrp")],
+        "libragrad",
+    ),
+    "depths": composite(
+        [
+            (Where(depth=0), "attnlrp"),
+            (Where(depth=-1), with_gamma(CP_LRP, 0.2)),
+            (Where("softmax", depth=1), "attnlrp"),
+        ],
+        "libragrad",
+    ),
+    "parameters": composite(
+        [(Where(parameter="blocks/*/fc1/*"), with_gamma(CP_LRP, 0.2, "all")), (Where(parameter="head/*"), "attnlrp")],
+        "libragrad",
+    ),
+    "relevance": composite([(Where("dense", depth=range(2)), "baseline")], "stable"),
+}
+# One of each kind in which a program is another: other equations, or in other loops.
+DIFFERENT = [
+    {},
+    *(
+        {way: value}
+        for way, value in {
+            "qkv": "separate",
+            "heads": "grouped",
+            "scale": "before",
+            "softmax": "plain",
+            "norm": "one pass",
+            "gelu": "erfc",
+            "blocks": "scan",
+            "batch": "vmap",
+            "readout": "slice",
+            "patches": "einsum",
+        }.items()
+    ),
+]
+
+
+@pytest.mark.parametrize("name", COMPOSITES)
+@pytest.mark.parametrize("way", DIFFERENT, ids=lambda way: ", ".join(map(str, way.values())) or "as it is")
+def test_operations_stand_where_those_of_the_vit_do(way, name):
+    model, params = small_model(num_classes=3, **FIELDS)
+    traced = lrp_jax.trace(Plain(model.config, **way), params, images())
+    options = {"method": "full_lrp", "rules": COMPOSITES[name]}
+    assert_same(lrp_jax.explain(traced, params, images(), TARGETS, **options), expected(**options))
+
+
 READOUTS = {
     "class": {},
     "registers": {"prefix_tokens": 4, "readout": "class"},
@@ -99,6 +150,32 @@ def test_a_traced_vit_is_the_vit(fields, rules):
     else:
         np.testing.assert_allclose(traced.readout, model.readout, rtol=1e-15)
     assert_sent(sent(traced, params, rules), sent(model, params, rules))
+
+
+TOKENS = {
+    "content and position": {"method": "attnlrp", "position": True},
+    "FullGrad": {"method": "libragrad", "full": True},
+    "FullGrad+": {"method": "libragrad", "full": True, "at": "blocks"},
+    "LeGrad": {"method": "legrad"},
+    "LeGrad of the last": {"method": "legrad", "start_layer": 2, "cosine": True},
+    "gamma": {"method": "cp_lrp", "gamma": 0.1, "at": "blocks"},
+}
+
+
+@pytest.mark.parametrize("name", TOKENS)
+@pytest.mark.parametrize("readout", READOUTS)
+def test_what_is_read_at_tokens_is_that_of_the_vit(readout, name):
+    model, params = small_model(num_classes=3, **FIELDS | READOUTS[readout])
+    traced = lrp_jax.trace(
+        lambda p, x: jax.vmap(lambda image: model.apply({"params": p}, image)[0])(x), params, images()
+    )
+    if name.startswith("LeGrad") and readout in ("class", "registers", "distilled", "gated"):  # of few tokens
+        with pytest.raises(ValueError, match="the last block must compute all tokens, float64"):
+            lrp_jax.explain(traced, params, images(), TARGETS, **TOKENS[name])
+        return
+    found, wanted = (lrp_jax.explain(m, params, images(), TARGETS, **TOKENS[name]) for m in (traced, model))
+    for a, b in zip(jax.tree.leaves(found.relevance), jax.tree.leaves(wanted.relevance), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-10 * np.abs(b).max())
 
 
 def test_other_parameters_batches_and_transforms():
