@@ -4,7 +4,8 @@ Explaining: :func:`explain`, :func:`attention_signals`, :data:`METHODS`, :class:
 :class:`Explanation`, :class:`AttentionSignals`, :class:`Model`.
 Models: :func:`trace`, of any function in JAX (:mod:`lrp_jax.tracing`);
 :class:`ViT`, :class:`ViTConfig`, :func:`load`, :func:`save`, :func:`convert`.
-Rules: :class:`Rules`, :data:`RULES`, :data:`GRADIENT`, :data:`CHEFER`, :func:`stable`, :data:`BASELINE`.
+Rules: :class:`Rules`, :data:`RULES`, :data:`GRADIENT`, :data:`CHEFER`, :func:`stable`, :data:`BASELINE`;
+chosen by place, :func:`composite` of :class:`Where`, counted by :func:`matches`; :func:`conservation` of relevance.
 Pictures: :func:`read_image`, :class:`Preprocessing`, :func:`preprocess`, :class:`Labels`, :func:`heatmaps`,
 :func:`overlay`, :func:`panel`; :func:`show_tokens`.
 Whole datasets: :mod:`lrp_jax.jobs`. Without this library: :func:`export`.
@@ -12,14 +13,15 @@ Evaluation: :mod:`lrp_jax.evaluate`, :mod:`lrp_jax.metrics`, and data with known
 """
 
 from lrp_jax import datasets, evaluate, jobs, metrics, tracing
-from lrp_jax.attribution import attention_signals, explain
+from lrp_jax.attribution import attention_signals, explain, matches
+from lrp_jax.conservation import Conservation, conservation
 from lrp_jax.exporting import export
 from lrp_jax.labels import Labels
 from lrp_jax.maps import heatmaps
 from lrp_jax.methods import METHODS, Method
 from lrp_jax.model import Model
 from lrp_jax.pictures import Preprocessing, overlay, panel, preprocess, read_image
-from lrp_jax.rules import BASELINE, CHEFER, GRADIENT, RULES, Rules, stable
+from lrp_jax.rules import BASELINE, CHEFER, GRADIENT, RULES, Rules, Where, composite, stable
 from lrp_jax.signals import AttentionSignals, Explanation
 from lrp_jax.tokens import show_tokens
 from lrp_jax.tracing import trace
@@ -35,6 +37,7 @@ __all__ = [
     "METHODS",
     "RULES",
     "AttentionSignals",
+    "Conservation",
     "Explanation",
     "Labels",
     "Method",
@@ -43,8 +46,11 @@ __all__ = [
     "Rules",
     "ViT",
     "ViTConfig",
+    "Where",
     "__version__",
     "attention_signals",
+    "composite",
+    "conservation",
     "convert",
     "datasets",
     "evaluate",
@@ -53,6 +59,7 @@ __all__ = [
     "heatmaps",
     "jobs",
     "load",
+    "matches",
     "metrics",
     "overlay",
     "panel",

@@ -20,7 +20,17 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from lrp_jax.methods import METHODS, Method
-from lrp_jax.model import Checked, Model, Params, classify, full_precision, number_of_classes, prepared
+from lrp_jax.model import (
+    Checked,
+    Match,
+    Model,
+    Params,
+    classify,
+    count_matches,
+    full_precision,
+    number_of_classes,
+    prepared,
+)
 from lrp_jax.rules import Rules, named
 from lrp_jax.signals import AttentionSignals, Explanation, signals_at_attention
 
@@ -71,7 +81,7 @@ def explain(
     if "rules" in known:  # a name would be a static argument, and may come to mean another set
         options["rules"] = named(options.get("rules", known["rules"]))
     with full_precision():
-        images, targets = _check(model, params, images, targets)
+        images, targets = checked(model, params, images, targets)
         return _explain(model, params, images, targets, method=METHODS[method], options=tuple(sorted(options.items())))
 
 
@@ -100,8 +110,31 @@ def attention_signals(
     """
     rules = named(rules)
     with full_precision():
-        images, targets = _check(model, params, images, targets)
+        images, targets = checked(model, params, images, targets)
         return _attention_signals(model, params, images, targets, rules=rules)
+
+
+def matches(model: Model, params: Params, images: Any, rules: Rules) -> list[Match]:
+    """How many operations of a model each pattern of a composite matches.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        images: as of :func:`explain`; their shapes matter.
+        rules: what :func:`lrp_jax.composite` gave.
+
+    Returns:
+        The patterns in order, those of composites in it in their places, each default after its patterns. Print them.
+
+    Raises:
+        ValueError: ``rules`` are no composite.
+    """
+    images, _ = checked(model, params, images, None)
+    example = jax.tree.map(lambda x: x[0], images)
+    found = count_matches(model, *prepared(model, params, example), rules)
+    if not found:
+        raise ValueError(f"rules must be what lrp_jax.composite gave; {rules.name} is the same everywhere.")
+    return found
 
 
 def most_probable(model: Model, params: Params, images: Any, k: int) -> Array:
@@ -121,7 +154,9 @@ def most_probable(model: Model, params: Params, images: Any, k: int) -> Array:
     return jax.vmap(of_each)(images)
 
 
-def _batched(function: Callable[..., Any], model: Model, params: Params, images: Any, targets: Array | None) -> Any:
+def batched(function: Callable[..., Any], model: Model, params: Params, images: Any, targets: Array | None) -> Any:
+    """What a function of one image, ``(model, params, image, targets)``, gives for each of a batch."""
+
     def of_each(example: Any, targets: Array | None) -> Any:
         return function(model, *prepared(model, params, example), targets)
 
@@ -138,7 +173,7 @@ def _explain(
     method: Method,
     options: tuple[tuple[str, Any], ...],
 ) -> Explanation:
-    found = _batched(partial(method.function, **dict(options)), model, params, images, targets)
+    found = batched(partial(method.function, **dict(options)), model, params, images, targets)
     return found if isinstance(found, Explanation) else Explanation(*found)
 
 
@@ -146,7 +181,7 @@ def _explain(
 def _attention_signals(
     model: Model, params: Params, images: Any, targets: Array | None, *, rules: Rules
 ) -> AttentionSignals:
-    signals: AttentionSignals = _batched(partial(signals_at_attention, rules=rules), model, params, images, targets)
+    signals: AttentionSignals = batched(partial(signals_at_attention, rules=rules), model, params, images, targets)
     return signals
 
 
@@ -165,7 +200,7 @@ def _check_images(images: ArrayLike) -> Array:
     return images
 
 
-def _check(model: Model, params: Params, images: Any, targets: ArrayLike | None) -> tuple[Any, Array | None]:
+def checked(model: Model, params: Params, images: Any, targets: ArrayLike | None) -> tuple[Any, Array | None]:
     """The arguments as arrays ``[B, H, W, channels]`` and ``[B, K]`` or ``[B, K, C]``, or a ValueError."""
     images = model.check(images) if isinstance(model, Checked) and not model.is_image else _check_images(images)
     batch = jax.tree.leaves(images)[0].shape[0]  # a symbol, where a program of any batch is exported

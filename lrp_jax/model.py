@@ -76,6 +76,10 @@ class Place(Protocol):
         """Relevance of this shape, summed over channels, on the grid of each block, ``[blocks, rows, cols]``."""
         ...
 
+    def totals(self, relevance: Array) -> Array:
+        """The sum of relevance of this shape, of each block, ``[blocks]``; of all tokens, not of the patches alone."""
+        ...
+
 
 @runtime_checkable
 class WithBlocks(Protocol):
@@ -297,7 +301,7 @@ class Match(NamedTuple):
         return f"{self.where or 'all others'}: {self.rules}, {self.operations} operations"
 
 
-def matches(model: Model, params: Params, image: Array, rules: Rules) -> list[Match]:
+def count_matches(model: Model, params: Params, image: Array, rules: Rules) -> list[Match]:
     """How many operations each pattern of a composite matches.
 
     Args:
@@ -326,7 +330,7 @@ def _count(program: Program, times: int, counts: collections.Counter[str]) -> No
 
 def check_patterns(model: Model, params: Params, image: Array, rules: Rules) -> None:
     """Refuse a composite of which a pattern matches no operation of the model."""
-    found = matches(model, params, image, rules)
+    found = count_matches(model, params, image, rules)
     unmatched = [str(match.where) for match in found if match.where is not None and not match.operations]
     if unmatched:
         raise ValueError(

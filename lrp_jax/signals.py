@@ -175,7 +175,7 @@ def signals_at_biases(
     if not rules.times_values:
         raise ValueError(f"biases are multiplied by modified gradients; {rules.name} sends relevance back.")
     _blocks(model)
-    _check_rules(model, params, image, None, rules)
+    check_rules(model, params, image, None, rules)
     tokens = classify.eval_shape(model, params, image).attention.shape[-1]
     order = model.order if isinstance(model, Checked) and model.order is not None else np.arange(tokens)
     readout = np.zeros(tokens)
@@ -210,7 +210,7 @@ def signals_at_positions(
     if not isinstance(model, WithTokens) or model.content is None:
         raise ValueError("the model has no position embeddings that are added to its tokens, and once.")
     place = model.content
-    _check_rules(model, params, image, None, rules)
+    check_rules(model, params, image, None, rules)
 
     def run(rules: Rules, tap: Array) -> tuple[Array, tuple[Array, Array]]:
         parts: list[tuple[Array, Array]] = []
@@ -271,7 +271,7 @@ def _blocks(model: Any) -> Sequence[Place]:
     return model.blocks
 
 
-def _check_rules(model: Model, params: Params, image: Array, taps: Array | None, *sets: Rules) -> None:
+def check_rules(model: Model, params: Params, image: Array, taps: Array | None, *sets: Rules) -> None:
     """Refuse a model that relevance passes through beside the operations of rules, and rules for what it has not."""
     if any(rules != GRADIENT for rules in sets):
         probe(model, params, image, taps)
@@ -288,7 +288,7 @@ def _at_places(
     def run(rules: Rules, added: Sequence[Array]) -> tuple[Array, Sequence[Array]]:
         return model.forward_through(params, image, places, added, rules)
 
-    _check_rules(model, params, image, None, rules)
+    check_rules(model, params, image, None, rules)
     there = jax.eval_shape(partial(run, GRADIENT), [place.zeros() for place in places])[1]
     logits, pull, values = vjp(run, [rules], [jnp.zeros(x.shape, x.dtype) for x in there])
     targets = predicted(logits, targets)
@@ -354,7 +354,7 @@ def _sent(
         return model.forward(params, image, taps, rules)
 
     sets: Sequence[Rules] = [named(r) for r in rules]
-    _check_rules(model, params, image, taps, *sets)
+    check_rules(model, params, image, taps, *sets)
     logits, pull, attention = vjp(run, sets, image, taps)
     targets = predicted(logits, targets)
     to_image, to_taps = jax.vmap(pull)(directions(targets, logits))

@@ -365,3 +365,7 @@ class Blocks:
     def maps(self, relevance: Array) -> Array:
         """Relevance of the patches, summed over channels, ``[L, rows, cols]``."""
         return relevance.sum(axis=-1)[:, self.config.prefix_tokens :].reshape(-1, *self.config.grid)
+
+    def totals(self, relevance: Array) -> Array:
+        """Relevance of all tokens, ``[L]``."""
+        return relevance.sum(axis=(-2, -1))

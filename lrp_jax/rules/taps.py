@@ -6,13 +6,14 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lrp_jax.rules.base import GRADIENT, Rules
+from lrp_jax.rules.base import GRADIENT, OPERATIONS, Operation, Rules, merge
 
 
 def everywhere(rules: Rules, change: Callable[[Rules, dict[str, Any]], Rules], keys: tuple[str, ...]) -> Rules:
@@ -93,3 +94,68 @@ def with_sum_tap(rules: Rules, tap: Array, parts: list[tuple[Array, Array]]) -> 
         return dataclasses.replace(rules, add=add) if place.get("part") == "embedding" else rules
 
     return everywhere(rules, change, ("part",))
+
+
+class Entry(NamedTuple):
+    """What is counted together: operations of one kind in one part of a block.
+
+    Attributes:
+        depth: the number of the block; None: none.
+        part: of :data:`lrp_jax.rules.PARTS`; None: not told.
+        kind: the operation.
+    """
+
+    depth: int | None
+    part: str | None
+    kind: str
+
+
+def with_accounts(rules: Rules, account: Callable[[Entry], Array]) -> Rules:
+    """Rules that count the relevance which operations receive and send back.
+
+    Args:
+        rules: the rules.
+        account: zeros ``[2]`` for an entry: their cotangent is the relevance that its operations receive, and the one
+            that they send back.
+
+    Returns:
+        The rules, for a model that runs every block by itself.
+    """
+    by_value = rules.times_values or rules == GRADIENT
+
+    def total(cotangent: Array, value: Array) -> Array:
+        return (cotangent * value if by_value else cotangent).sum()
+
+    def change(rules: Rules, place: dict[str, Any]) -> Rules:
+        def counted(kind: str) -> Operation:
+            operation, entry = getattr(rules, kind), Entry(place.get("depth"), place.get("part"), kind)
+            read = 2 if kind in ("matmul", "add", "multiply") else 1  # activations; what follows are parameters
+
+            def run(*arguments: Any, **options: Any) -> Array:
+                is_array = [isinstance(argument, Array) for argument in arguments]
+
+                def of_arrays(*arrays: Array) -> Array:
+                    return operation(*merge(is_array, arrays, arguments), **options)
+
+                @jax.custom_vjp
+                def value(zeros: Array, *arrays: Array) -> Array:
+                    return of_arrays(*arrays)
+
+                def forward(zeros: Array, *arrays: Array) -> tuple[Array, Any]:
+                    result, pull = jax.vjp(of_arrays, *arrays)
+                    return result, (zeros, pull, result, arrays)
+
+                def backward(residuals: Any, received: Array) -> tuple[Array, ...]:
+                    zeros, pull, result, arrays = residuals
+                    sent = pull(received)
+                    back = sum(map(total, sent[:read], arrays[:read]), jnp.zeros((), result.dtype))
+                    return jnp.stack([total(received, result), back]).astype(zeros.dtype), *sent
+
+                value.defvjp(forward, backward)
+                return value(account(entry), *(a for a in arguments if isinstance(a, Array)))
+
+            return run
+
+        return dataclasses.replace(rules, **{kind: counted(kind) for kind in OPERATIONS})
+
+    return everywhere(rules, change, ("part", "depth"))

@@ -209,6 +209,10 @@ class Stage:
         """Relevance of the variable, summed over all but the grid, of each time, ``[times, *grid]``."""
         return jax.vmap(self._map)(relevance.reshape(-1, *self.variable.shape))
 
+    def totals(self, relevance: Array) -> Array:
+        """The sum of relevance of the variable, of each time, ``[times]``."""
+        return relevance.reshape(-1, self.variable.size).sum(axis=1)
+
     def _map(self, relevance: Array) -> Array:
         rest = [i for i in range(relevance.ndim) if i not in self.axes]
         cells = relevance.transpose([*self.axes, *rest]).reshape(-1, *(relevance.shape[i] for i in rest))
