@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lrp_jax.labels import Labels, Vocabulary
 from lrp_jax.methods import METHODS
 
 
@@ -37,6 +38,37 @@ def add_model(command: argparse.ArgumentParser) -> None:
     )
 
 
+def add_classes(command: argparse.ArgumentParser, *, default: str = "") -> None:
+    """``--target`` and ``--top-k``; ``default``: what else is explained where neither is given."""
+    command.add_argument(
+        "--target",
+        action="append",
+        metavar="CLASS",
+        help="explain this class, by name or index; may be given several times (default: "
+        f"{default}the most probable ones)",
+    )
+    command.add_argument(
+        "--top-k", type=positive, metavar="K", help="explain the K most probable classes (default: 2, if it has two)"
+    )
+
+
+def targets_in(options: argparse.Namespace, labels: Labels, vocabulary: Vocabulary) -> tuple[list[int], int]:
+    """The classes of ``--target``, each once, and how many of the most probable ones to explain without."""
+    classes = list(dict.fromkeys(class_index("--target", word, vocabulary) for word in options.target or ()))
+    count = options.top_k or min(2, labels.num_classes)
+    if count > labels.num_classes:
+        raise ValueError(f"--top-k must be at most the model's {labels.num_classes} classes, got {count}.")
+    return classes, count
+
+
+def class_index(option: str, word: str, vocabulary: Vocabulary) -> int:
+    """The class of a name or an index."""
+    try:
+        return vocabulary.index(word)
+    except ValueError as error:
+        raise ValueError(f"{option}: {error}") from None
+
+
 def add_method(command: argparse.ArgumentParser) -> None:
     """``--method``, and a flag for every option of any method; those given are ``method_options``."""
     command.add_argument(
@@ -46,6 +78,11 @@ def add_method(command: argparse.ArgumentParser) -> None:
         metavar="METHOD",
         help="see lrp-jax methods (default: %(default)s)",
     )
+    add_method_options(command)
+
+
+def add_method_options(command: argparse.ArgumentParser) -> None:
+    """A flag for every option of any method; those given are ``method_options``."""
     command.set_defaults(method_options={})
     group = command.add_argument_group("options of methods (with their defaults)")
     takers: dict[str, list[str]] = {}
@@ -71,10 +108,16 @@ def add_batch_size(command: argparse.ArgumentParser, what: str) -> None:
     )
 
 
-def check_destination(path: Path, *, force: bool) -> None:
+def check_one_map(options: argparse.Namespace) -> None:
+    """Refuse what gives several maps for a class, as a panel shows one."""
+    if options.method_options.get("stages"):
+        raise ValueError("--stages gives maps of several sizes, which are no panel: use it in Python.")
+
+
+def check_destination(path: Path, *, force: bool, called: str = "DEST") -> None:
     """Refuse a file that cannot be written, or that is there, unless it may be replaced."""
     if path.is_dir():
-        raise ValueError(f"DEST must be a file, {path} is a folder.")
+        raise ValueError(f"{called} must be a file, {path} is a folder.")
     if path.exists() and not force:
         raise ValueError(f"{path} exists: --force replaces it.")
     if not path.parent.is_dir():

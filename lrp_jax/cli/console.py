@@ -22,20 +22,23 @@ class Advance(Protocol):
     """Says how far the work is."""
 
     def __call__(self, done: int, note: str = ..., total: int = ...) -> None:
-        """So many images are done; what else is to be said; and of how many, if it is not what was thought."""
+        """So many are done; what else is to be said; and of how many, if it is not what was thought."""
 
 
 @contextmanager
-def progress(title: str, total: int, *, hidden: bool = False) -> Iterator[tuple[Advance, Console]]:
-    """A bar on standard error, with images/s and the time that is left; where that is no terminal, a line a minute.
+def progress(
+    title: str, total: int, *, hidden: bool = False, unit: str = "images"
+) -> Iterator[tuple[Advance, Console]]:
+    """A bar on standard error, with the rate and the time that is left; where that is no terminal, a line a minute.
 
     Args:
         title: what is done.
-        total: how many images there are.
+        total: how many there are.
         hidden: whether there is nothing to wait for.
+        unit: what they are.
 
     Yields:
-        What to call with the number of images done, and a console for lines beside the bar.
+        What to call with the number that is done, and a console for lines beside the bar.
     """
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     columns = [TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[said]}")]
@@ -49,12 +52,12 @@ def progress(title: str, total: int, *, hidden: bool = False) -> Iterator[tuple[
             now = time.monotonic()
             begun.extend([now, done] if not begun else [])
             rate = (done - begun[1]) / max(now - begun[0], 1e-9)
-            said = f"{rate:.3g} images/s, {timedelta(seconds=round((total - done) / rate))} left" if rate else ""
+            said = f"{rate:.3g} {unit}/s, {timedelta(seconds=round((total - done) / rate))} left" if rate else ""
             said += f"; {note}" if said and note else note
             bar.update(task, completed=done, total=total, said=said)
             if not (hidden or errors.is_terminal) and (now - printed >= _EVERY or done == total):
                 printed = now
-                errors.print(f"{title}: {done:,} of {total:,} images{', ' if said else ''}{said}", markup=False)
+                errors.print(f"{title}: {done:,} of {total:,} {unit}{', ' if said else ''}{said}", markup=False)
 
         yield advance, errors
 

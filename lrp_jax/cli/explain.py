@@ -22,7 +22,15 @@ from PIL import Image
 from rich.table import Table
 
 from lrp_jax.attribution import explain, most_probable
-from lrp_jax.cli.arguments import add_batch_size, add_method, add_model, positive
+from lrp_jax.cli.arguments import (
+    add_batch_size,
+    add_classes,
+    add_method,
+    add_model,
+    check_one_map,
+    class_index,
+    targets_in,
+)
 from lrp_jax.cli.console import FAILED, one_line, print_table, progress, table
 from lrp_jax.cli.models import load_model
 from lrp_jax.datasets import pictures_in
@@ -46,15 +54,7 @@ def add(commands: Any) -> None:
     command.set_defaults(run=run)
     command.add_argument("images", nargs="*", type=Path, metavar="IMAGE", help="a picture, or a folder of pictures")
     add_model(command)
-    command.add_argument(
-        "--target",
-        action="append",
-        metavar="CLASS",
-        help="explain this class, by name or index; may be given several times (default: the most probable ones)",
-    )
-    command.add_argument(
-        "--top-k", type=positive, metavar="K", help="explain the K most probable classes (default: 2, if it has two)"
-    )
+    add_classes(command)
     command.add_argument(
         "--contrast",
         action="append",
@@ -74,8 +74,7 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Explain the pictures, batch by batch; those that cannot be are named."""
     model, params, preprocessing, labels = load_model(options.model)
-    if options.method_options.get("stages"):
-        raise ValueError("--stages gives maps of several sizes, which are no panel: use it in Python.")
+    check_one_map(options)
     explained = _compiled(model, labels, options)
     paths = _pictures(options.images or [_EXAMPLES])
     panels = _panels(paths, options.output)
@@ -155,14 +154,11 @@ def _compiled(
 ) -> Callable[[Params, ArrayLike], dict[str, Array]]:
     """The function from parameters and images to what is written for them."""
     settings, vocabulary = options.method_options, Vocabulary(labels)
-    classes = list(dict.fromkeys(_class_index("--target", word, vocabulary) for word in options.target or ()))
-    contrasts = [[_class_index("--contrast", word, vocabulary) for word in words] for words in options.contrast or ()]
+    classes, count = targets_in(options, labels, vocabulary)
+    contrasts = [[class_index("--contrast", word, vocabulary) for word in words] for words in options.contrast or ()]
     for (first, second), words in zip(contrasts, options.contrast or (), strict=True):
         if first == second:
             raise ValueError(f"--contrast must name two classes, got {words[0]!r} and {words[1]!r}.")
-    count = options.top_k or min(2, labels.num_classes)
-    if count > labels.num_classes:
-        raise ValueError(f"--top-k must be at most the model's {labels.num_classes} classes, got {count}.")
     one_hot = np.eye(labels.num_classes, dtype=np.float32)
     sign = -1 if options.negate else 1
     firsts, seconds = np.array(contrasts, int).reshape(-1, 2).T
@@ -215,11 +211,3 @@ def _panels(paths: Sequence[Path], folder: Path) -> dict[Path, Path]:
         panels[path] = next(candidate for candidate in candidates if candidate.resolve() not in taken)
         taken.add(panels[path].resolve())
     return panels
-
-
-def _class_index(option: str, word: str, vocabulary: Vocabulary) -> int:
-    """The class of a name or an index."""
-    try:
-        return vocabulary.index(word)
-    except ValueError as error:
-        raise ValueError(f"{option}: {error}") from None

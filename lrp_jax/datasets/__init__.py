@@ -11,6 +11,8 @@ from lrp_jax.datasets.scenes import (
     DigitScenes,
     Split,
     digit_scenes,
+    example_scenes,
+    scene_pixels,
     sees_scenes,
 )
 
@@ -27,8 +29,10 @@ __all__ = [
     "Sample",
     "Split",
     "digit_scenes",
+    "example_scenes",
     "is_left_behind",
     "pictures_in",
+    "scene_pixels",
     "sees_scenes",
     "spaced",
 ]

@@ -73,6 +73,16 @@ def digit_scenes(n: int, *, seed: int, split: Split = "test") -> DigitScenes:
     return scenes
 
 
+def example_scenes() -> DigitScenes:
+    """The scenes whose pictures come with the package."""
+    return digit_scenes(4, seed=2026, split="test")
+
+
+def scene_pixels(scenes: DigitScenes) -> np.ndarray:
+    """What pictures of scenes hold, uint8 ``[n, 64, 64, 3]``."""
+    return ((scenes.images * SCENE_STD + SCENE_MEAN) * 255).round().astype(np.uint8)
+
+
 def _digit_scene(i: int, seed: int, split: Split) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Image, labels and masks of scene i."""
     rng = np.random.default_rng((seed, i, get_args(Split).index(split)))

@@ -10,6 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from lrp_jax.maps import heatmaps, unit_range
 
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
 _PANEL = 224  # smallest edge of each picture of a panel, in pixels
 _FONT = 15  # height of a caption's font, in pixels
 _MARGIN = 8
@@ -100,11 +102,8 @@ def panel(
     maps = np.asarray(maps)
     if maps.ndim != 3 or len(maps) != len(captions):
         raise ValueError(f"maps must be [K, rows, cols] for {len(captions)} captions, got the shape {maps.shape}.")
-    scale = max(1, _PANEL / min(picture.size))
-    picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC)
-    large = heatmaps(maps, (picture.height, picture.width))
-    signs = np.broadcast_to(signed, len(maps)).tolist()
-    pictures = [picture, *(overlay(picture, heat, signed=sign) for heat, sign in zip(large, signs, strict=True))]
+    picture = scaled(picture, max(1, _PANEL / min(picture.size)))
+    pictures = [picture, *overlays(picture, maps, signed=signed)]
     font = ImageFont.load_default(_FONT)
     step = picture.width + _MARGIN
     out = Image.new("RGB", (_MARGIN + step * len(pictures), picture.height + 2 * (_MARGIN + _FONT)), "white")
@@ -113,11 +112,25 @@ def panel(
         left = _MARGIN + k * step
         out.paste(part, (left, _MARGIN))
         place = (left + picture.width / 2, picture.height + _MARGIN + _FONT)
-        draw.text(place, _shortened(caption, font, picture.width), fill="black", font=font, anchor="mm")
+        draw.text(place, shortened(caption, font, picture.width), fill="black", font=font, anchor="mm")
     return out
 
 
-def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+def overlays(picture: Image.Image, maps: ArrayLike, *, signed: bool | Sequence[bool] = False) -> list[Image.Image]:
+    """The overlay of each of K maps ``[K, rows, cols]``, enlarged to the picture; ``signed`` as of :func:`panel`."""
+    maps = np.asarray(maps)
+    large = heatmaps(maps, (picture.height, picture.width))
+    signs = np.broadcast_to(signed, len(maps)).tolist()
+    return [overlay(picture, heat, signed=sign) for heat, sign in zip(large, signs, strict=True)]
+
+
+def scaled(picture: Image.Image, scale: float) -> Image.Image:
+    """The picture, larger or smaller by a factor."""
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    return picture.resize(size, Image.Resampling.BICUBIC)
+
+
+def shortened(text: str, font: Font, width: float) -> str:
     """The text, without its middle where it is wider than ``width`` pixels."""
     shown, kept = text, len(text)
     while kept > 2 and font.getlength(shown) > width:

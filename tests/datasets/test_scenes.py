@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from helpers import EXAMPLES
+from PIL import Image
 
-from lrp_jax.datasets import digit_scenes
+from lrp_jax.datasets import digit_scenes, example_scenes, scene_pixels
 from lrp_jax.datasets.scenes import _digits
 
 
@@ -36,6 +38,11 @@ def test_draws_repeat_and_do_not_depend_on_n():
         np.testing.assert_array_equal(a, b[:3])
     assert (digit_scenes(3, seed=6).images != few.images).any()
     assert (digit_scenes(3, seed=5, split="train").images != few.images).any()
+
+
+def test_pictures_of_the_package_are_those_of_the_example_scenes():
+    for i, pixels in enumerate(scene_pixels(example_scenes()), start=1):
+        np.testing.assert_array_equal(pixels, Image.open(EXAMPLES / f"scene-{i}.png"))
 
 
 def test_splits_share_no_digit():
