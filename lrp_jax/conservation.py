@@ -56,6 +56,8 @@ COLUMNS = {
     "activations": ("activation",),
     "sums": ("add", "mean"),
 }
+#: What stands at the tokens and not at the image.
+_BESIDE = "class token, positions"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,13 +134,13 @@ class Conservation:
             tokens = self.blocks[..., 0]
             others = tokens - self.lost(part="embedding") - self.inputs
             found.insert(-1, ("tokens", {"relevance": float(tokens.mean())}))
-            found.append(("class token, positions", {"relevance": float(others.mean())}))
+            found.append((_BESIDE, {"relevance": float(others.mean())}))
         return [*found, ("input", {"relevance": float(self.inputs.mean())})]
 
     def __str__(self) -> str:
         lines = [("from the logit down", "relevance", *(f"lost: {column}" for column in COLUMNS))]
         for name, row in self.rows():
-            lines.append((name, *(f"{row[c]:.6g}" if c in row else "" for c in ("relevance", *COLUMNS))))
+            lines.append((name, *(f"{row[c]:.4g}" if c in row else "" for c in ("relevance", *COLUMNS))))
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         table = [
             "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines
@@ -160,7 +162,7 @@ class Conservation:
         above, below = figure.subplots(2, 1, sharex=True)
         rows = self.rows()
         at = np.arange(len(rows))
-        stands = [(i, row["relevance"]) for i, (_, row) in enumerate(rows) if "relevance" in row]
+        stands = [(i, row["relevance"]) for i, (name, row) in enumerate(rows) if "relevance" in row and name != _BESIDE]
         above.plot(*zip(*stands, strict=True), marker="o")
         above.set(ylabel="relevance", title=f"{self.rules}, mean of {self.explained.size} maps")
         bottom = np.zeros((2, len(rows)))
@@ -209,9 +211,9 @@ def conservation(
         entries: dict[Entry, None] = {}  # in the order in which they are run
         jax.eval_shape(partial(_report, model, rules, entries), params, images, targets)
         found = _compiled(model, rules, tuple(entries), params, images, targets)
-    logits, targets, explained, blocks, inputs, amounts = jax.tree.map(np.asarray, found)
+    *arrays, amounts = jax.tree.map(np.asarray, found)
     counted = [Amount(*entry, amounts[..., i, 0], amounts[..., i, 1]) for i, entry in enumerate(entries)]
-    return Conservation(rules.name, logits, targets, explained, blocks, inputs, counted)
+    return Conservation(rules.name, *arrays, counted)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))

@@ -268,16 +268,16 @@ class ViT(nn.Module):
             tokens = x if more is None else x + more.astype(x.dtype)
             tokens = jax.lax.stop_gradient(tokens) if apart else tokens
             params = jax.tree.map(lambda p: p[layer], blocks)
-            left, attention = block.apply({"params": params}, tokens, tap, rows)  # type: ignore[misc]
-            return left, left if apart else attention if more is None else tokens
+            found: Any = block.apply({"params": params}, tokens, tap, rows)
+            return found[0], found[0] if apart else found[1] if more is None else tokens
 
         last, first_tapped = depth - 1, min(depth - (0 if taps is None else len(taps)), depth - 1)
         changes = (i for i in range(1, depth) if rules[i] != rules[i - 1])
         cuts = sorted({0, first_tapped, last, *changes})
         seen = []
         for start, end in itertools.pairwise(cuts):
-            step = functools.partial(run, block=_Block(self.config, rules[start], parent=None))
-            step = jax.checkpoint(step, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)
+            once = functools.partial(run, block=_Block(self.config, rules[start], parent=None))
+            step = jax.checkpoint(once, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)
             tap = None if taps is None or start < first_tapped else taps[start - first_tapped : end - first_tapped]
             x, of_blocks = jax.lax.scan(
                 step, x, (jnp.arange(start, end), tap, None if added is None else added[start:end])

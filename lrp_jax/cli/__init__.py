@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 import jax
 
-from lrp_jax.cli import attribute, compare, convert, evaluate, explain, export, gallery, methods
+from lrp_jax.cli import attribute, compare, conservation, convert, evaluate, explain, export, gallery, methods
 from lrp_jax.cli.console import FAILED, INTERRUPTED, MISUSED, one_line
 from lrp_jax.version import __version__
 
-_COMMANDS = (explain, compare, attribute, gallery, methods, evaluate, convert, export)
+_COMMANDS = (explain, compare, conservation, attribute, gallery, methods, evaluate, convert, export)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

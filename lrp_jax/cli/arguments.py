@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lrp_jax.datasets import pictures_in
+from lrp_jax.files import DATA
 from lrp_jax.labels import Labels, Vocabulary
 from lrp_jax.methods import METHODS
 
@@ -108,10 +110,27 @@ def add_batch_size(command: argparse.ArgumentParser, what: str) -> None:
     )
 
 
+def pictures_named(arguments: Sequence[Path]) -> list[Path]:
+    """The files named, and those in the folders named; without any, those that come with the package."""
+    paths = []
+    for argument in arguments or [DATA / "examples"]:
+        if argument.is_dir():
+            paths += pictures_in(argument)
+        elif argument.exists():
+            paths.append(argument)
+        else:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(argument))
+    unique: dict[Path, Path] = {}
+    for path in paths:
+        unique.setdefault(path.resolve(), path)
+    return list(unique.values())
+
+
 def check_one_map(options: argparse.Namespace) -> None:
     """Refuse what gives several maps for a class, as a panel shows one."""
-    if options.method_options.get("stages"):
-        raise ValueError("--stages gives maps of several sizes, which are no panel: use it in Python.")
+    for option in ("stages", "position"):
+        if options.method_options.get(option):
+            raise ValueError(f"{flag(option)} gives several maps for a class, which are no panel: use it in Python.")
 
 
 def check_destination(path: Path, *, force: bool, called: str = "DEST") -> None:

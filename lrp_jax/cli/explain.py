@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import errno
 import itertools
-import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -29,18 +27,16 @@ from lrp_jax.cli.arguments import (
     add_model,
     check_one_map,
     class_index,
+    pictures_named,
     targets_in,
 )
 from lrp_jax.cli.console import FAILED, one_line, print_table, progress, table
 from lrp_jax.cli.models import load_model
-from lrp_jax.datasets import pictures_in
-from lrp_jax.files import DATA, replacing
+from lrp_jax.files import replacing
 from lrp_jax.labels import Caption, Labels, Vocabulary
 from lrp_jax.methods import METHODS
 from lrp_jax.model import Model, Params
 from lrp_jax.pictures import Preprocessing, crop, panel, read_image
-
-_EXAMPLES = DATA / "examples"
 
 
 def add(commands: Any) -> None:
@@ -76,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
     model, params, preprocessing, labels = load_model(options.model)
     check_one_map(options)
     explained = _compiled(model, labels, options)
-    paths = _pictures(options.images or [_EXAMPLES])
+    paths = pictures_named(options.images)
     panels = _panels(paths, options.output)
     size = min(options.batch_size, len(paths))
     shape = (size, *preprocessing.image_shape)
@@ -182,22 +178,6 @@ def _compiled(
         return dataclasses.asdict(explanation) | chances
 
     return run
-
-
-def _pictures(arguments: Sequence[Path]) -> list[Path]:
-    """The files named, and those in the folders named."""
-    paths = []
-    for argument in arguments:
-        if argument.is_dir():
-            paths += pictures_in(argument)
-        elif argument.exists():
-            paths.append(argument)
-        else:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(argument))
-    unique: dict[Path, Path] = {}
-    for path in paths:
-        unique.setdefault(path.resolve(), path)
-    return list(unique.values())
 
 
 def _panels(paths: Sequence[Path], folder: Path) -> dict[Path, Path]:

@@ -164,7 +164,10 @@ def _settings(protocol: Protocol, study: Study, batch_size: int) -> dict[str, An
     if dataset.labels_per_image > classes:
         raise ValueError(f"{dataset.name} has {dataset.labels_per_image} classes an image, the model one in all.")
     one = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-    jax.eval_shape(partial(explain, study.model, method=method, **options), study.params, one)  # what the method says
+    # What the method itself says of its options, before the first image is read.
+    found = jax.eval_shape(partial(explain, study.model, method=method, **options), study.params, one)
+    if isinstance(found.relevance, tuple):
+        raise ValueError(f"{method} gives several maps for a class with these options: one is evaluated.")
     return {
         "protocol": protocol.name,
         "dataset": dataset.name,

@@ -77,7 +77,7 @@ class Work:
         found = explain(self.model, params, images, targets, method=self.method, **self.options)
         maps, scale = found.relevance, {}
         if not isinstance(maps, jax.Array):
-            raise ValueError(f"{self.method} gives maps of several sizes with these options: explain them in Python.")
+            raise ValueError(f"{self.method} gives several maps for a class, with these options: use Python.")
         if self.upsample and maps.shape[-2:] != self.preprocessing.image_shape[:2]:
             maps = heatmaps(maps, self.preprocessing.image_shape[:2])
         if self.dtype == "float16":

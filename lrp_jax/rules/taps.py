@@ -156,6 +156,7 @@ def with_accounts(rules: Rules, account: Callable[[Entry], Array]) -> Rules:
 
             return run
 
-        return dataclasses.replace(rules, **{kind: counted(kind) for kind in OPERATIONS})
+        operations: Any = {kind: counted(kind) for kind in OPERATIONS}
+        return dataclasses.replace(rules, **operations)
 
     return everywhere(rules, change, ("part", "depth"))

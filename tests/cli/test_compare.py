@@ -222,7 +222,7 @@ def test_a_traced_model_without_attention(run, seen):
         (["there.png", "--output", "there.png", "--force"], "--output must not be the image itself, there.png"),
         (["--method", "saliency", "--masks", "5"], "--masks: none of the methods saliency takes it"),
         (["--method", "rise", "--masks", "0"], "there is no map to draw: masks must be"),
-        (["--stages", "true"], "--stages gives maps of several sizes"),
+        (["--stages", "true"], "--stages gives several maps for a class"),
     ],
 )
 def test_wrong_commands(run, tmp_path, monkeypatch, words, message):
