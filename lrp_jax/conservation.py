@@ -211,9 +211,10 @@ def conservation(
         entries: dict[Entry, None] = {}  # in the order in which they are run
         jax.eval_shape(partial(_report, model, rules, entries), params, images, targets)
         found = _compiled(model, rules, tuple(entries), params, images, targets)
-    *arrays, amounts = jax.tree.map(np.asarray, found)
+    as_numpy: Any = jax.tree.map(np.asarray, found)
+    logits, targets, explained, blocks, inputs, amounts = as_numpy
     counted = [Amount(*entry, amounts[..., i, 0], amounts[..., i, 1]) for i, entry in enumerate(entries)]
-    return Conservation(rules.name, *arrays, counted)
+    return Conservation(rules.name, logits, targets, explained, blocks, inputs, counted)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))

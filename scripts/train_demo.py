@@ -13,6 +13,7 @@ there), and queries and keys that start equal (after mimetic initialisation, Tro
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -42,6 +43,7 @@ CONFIG = lrp_jax.ViTConfig(
     multi_label=True,
     class_names=("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
 )
+SIZES = ("width", "depth", "num_heads", "mlp_dim", "patch_size")
 TOKEN_WEIGHT = 4.0
 
 
@@ -93,11 +95,14 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
+    group = parser.add_argument_group("another model")
+    for name in SIZES:
+        group.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(CONFIG, name))
     parser.add_argument("--output", type=Path, default=Path(lrp_jax.__file__).parent / "data" / "demo.safetensors")
     options = parser.parse_args()
     options.output.parent.mkdir(parents=True, exist_ok=True)
 
-    model = lrp_jax.ViT(CONFIG)
+    model = lrp_jax.ViT(dataclasses.replace(CONFIG, **{name: getattr(options, name) for name in SIZES}))
     params = initial_params(model, options.seed)
     peak = options.learning_rate
     schedule = optax.warmup_cosine_decay_schedule(0, peak, min(100, options.steps // 2), options.steps, peak / 100)
