@@ -211,10 +211,10 @@ def conservation(
         entries: dict[Entry, None] = {}  # in the order in which they are run
         jax.eval_shape(partial(_report, model, rules, entries), params, images, targets)
         found = _compiled(model, rules, tuple(entries), params, images, targets)
-    as_numpy: Any = jax.tree.map(np.asarray, found)
-    logits, targets, explained, blocks, inputs, amounts = as_numpy
+    arrays: dict[str, Any] = jax.tree.map(np.asarray, found)
+    amounts = arrays.pop("amounts")
     counted = [Amount(*entry, amounts[..., i, 0], amounts[..., i, 1]) for i, entry in enumerate(entries)]
-    return Conservation(rules.name, logits, targets, explained, blocks, inputs, counted)
+    return Conservation(rules.name, amounts=counted, **arrays)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
@@ -238,7 +238,7 @@ def _of_one(
     places = model.blocks if isinstance(model, WithBlocks) else ()
     by_value = rules.times_values or rules == GRADIENT
     known = {entry: i for i, entry in enumerate(entries)}
-    accounts = jnp.zeros((len(known), 2), jnp.promote_types(image.dtype, jnp.float32))
+    accounts = jnp.zeros((len(known), 2), jnp.float64 if image.dtype == jnp.float64 else jnp.float32)
 
     def run(image: Array, added: Sequence[Array], accounts: Array) -> tuple[Array, Sequence[Array]]:
         def account(entry: Entry) -> Array:
@@ -263,6 +263,11 @@ def _of_one(
         jax.vmap(place.totals)(relevance(sent, value))
         for place, sent, value in zip(places, to_blocks, seen, strict=True)
     ]
-    explained = relevance(weights, logits).sum(axis=-1)
-    inputs = relevance(to_image, image).reshape(len(weights), -1).sum(axis=-1)
-    return logits, targets, explained, jnp.concatenate(blocks, axis=1) if blocks else None, inputs, amounts
+    return {
+        "logits": logits,
+        "targets": targets,
+        "explained": relevance(weights, logits).sum(axis=-1),
+        "blocks": jnp.concatenate(blocks, axis=1) if blocks else None,
+        "inputs": relevance(to_image, image).reshape(len(weights), -1).sum(axis=-1),
+        "amounts": amounts,
+    }

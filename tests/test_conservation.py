@@ -1,0 +1,129 @@
+"""The report of conservation: that it closes, what it counts, and that it is the same however a model is written."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import small_images, small_model
+
+import lrp_jax
+from lrp_jax.rules import LIBRAGRAD, Where, composite, with_gamma
+from lrp_jax.signals import signals_at_blocks
+
+READOUTS = {
+    "class": {},
+    "mean": {"readout": "mean", "prefix_tokens": 0},
+    "gated": {"swiglu": True, "pre_norm": True},
+}
+
+
+def biased(params):
+    """Biases that matter."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda p: p + 0.1 * rng.normal(size=p.shape), params)
+
+
+@pytest.fixture(scope="module", params=READOUTS)
+def model_and_params(request):
+    model, params = small_model(**READOUTS[request.param])
+    return model, biased(params)
+
+
+TARGETS = np.array([[0, 3], [1, 1]])
+
+
+@pytest.mark.parametrize("rules", ["libragrad", "attnlrp", "cp_lrp", "chefer", "stable"])
+def test_it_closes(model_and_params, rules):
+    """What is explained stands at the tokens, or an operation kept it."""
+    model, params = model_and_params
+    report = lrp_jax.conservation(model, params, small_images(2), TARGETS, rules=rules)
+    assert report.gap < 1e-10
+    logits = np.take_along_axis(np.asarray(report.logits), TARGETS, axis=1)
+    modified = lrp_jax.RULES[rules].times_values
+    np.testing.assert_allclose(report.explained, logits if modified else np.ones_like(logits), rtol=1e-12)
+    assert report.blocks.shape == (2, 2, 3)
+
+
+def test_what_is_lost_is_what_biases_have(model_and_params):
+    """By LibraGrad, tokens and biases are the logit: FullGrad."""
+    model, params = model_and_params
+    report = lrp_jax.conservation(model, params, small_images(2), TARGETS)
+    kinds = ("dense", "layer_norm")
+    behind = sum(a.lost for a in report.amounts if a.kind in kinds and a.part != "embedding")
+    assert np.abs(behind).min() > 1e-3
+    np.testing.assert_allclose(report.blocks[..., 0] + behind, report.explained, rtol=1e-10)
+    if model.config.prefix_tokens == 0:
+        maps = lrp_jax.explain(model, params, small_images(2), TARGETS, method="libragrad", full=True).relevance
+        np.testing.assert_allclose(maps.sum((-2, -1)), report.explained, rtol=1e-10)
+        found = [signals_at_blocks(model, params, x, jnp.asarray(TARGETS[0]), "libragrad") for x in small_images(1)]
+        np.testing.assert_allclose(found[0].relevance.sum((-2, -1)), report.blocks[0], rtol=1e-10)
+
+
+def test_a_rule_that_loses_is_found(model_and_params):
+    """Half of what the second block's MLP adds is lost by a rule that sends half of its gradient back."""
+
+    @lrp_jax.rules.rule(lrp_jax.GRADIENT.add)
+    def losing(a, b, z, g):
+        return g, g / 2
+
+    model, params = model_and_params
+    lossy = dataclasses.replace(LIBRAGRAD, name="lossy", add=losing)
+    rules = composite([(Where("add", part="mlp", depth=1), lossy)], "libragrad")
+    report = lrp_jax.conservation(model, params, small_images(2), TARGETS, rules=rules)
+    assert report.gap < 1e-10
+    lost = report.lost(("add",), depth=1, part="mlp")
+    assert np.abs(lost).min() > 1e-3
+    others = report.lost(("add",)) - lost
+    np.testing.assert_allclose(others, 0, atol=1e-12)
+
+
+@pytest.mark.parametrize("rules", ["libragrad", "attnlrp", "chefer"])
+def test_a_traced_model_has_the_same(model_and_params, rules):
+    model, params = model_and_params
+    traced = lrp_jax.trace(
+        lambda p, x: jax.vmap(lambda image: model.apply({"params": p}, image)[0])(x), params, small_images(2)
+    )
+    found, wanted = (lrp_jax.conservation(m, params, small_images(2), TARGETS, rules=rules) for m in (traced, model))
+    assert found.gap < 1e-10
+    np.testing.assert_allclose(found.blocks, wanted.blocks, rtol=1e-8)
+    for name, row in wanted.rows():
+        for column, value in row.items():
+            assert dict(found.rows())[name][column] == pytest.approx(value, rel=1e-8, abs=1e-8)
+
+
+def test_a_network_without_blocks():
+    """At the image: a convolution, an activation and a mean."""
+
+    def apply(params, x):
+        x = jax.nn.relu(
+            jax.lax.conv_general_dilated(x, params["k"], (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        )
+        return (x + params["b"][None, None, None]).mean(axis=(1, 2)) @ params["w"]
+
+    rng = np.random.default_rng(0)
+    shapes = {"k": (3, 3, 3, 4), "b": (4,), "w": (4, 5)}
+    params = {name: jnp.asarray(rng.normal(size=shape)) for name, shape in shapes.items()}
+    traced = lrp_jax.trace(apply, params, small_images(2))
+    report = lrp_jax.conservation(traced, params, small_images(2), TARGETS, rules="baseline")
+    assert report.blocks is None
+    assert "model" in dict(report.rows())
+
+
+def test_it_is_printed_and_drawn(model_and_params, tmp_path):
+    model, params = model_and_params
+    report = lrp_jax.conservation(model, params, small_images(2), rules=with_gamma(LIBRAGRAD, 0.1))
+    text = str(report).splitlines()
+    assert text[0] == "libragrad, gamma 0.1 at mlp, mean of 2 maps"
+    assert [line.split("  ")[0] for line in text[2:5]] == ["head", "block 2, mlp", "block 2, attention"]
+    report.plot(tmp_path / "report.png")
+    assert (tmp_path / "report.png").stat().st_size > 1000
+
+
+def test_bad_input(model_and_params):
+    model, params = model_and_params
+    with pytest.raises(ValueError, match="rules must be one of"):
+        lrp_jax.conservation(model, params, small_images(1), rules="none")
+    with pytest.raises(ValueError, match="targets must be"):
+        lrp_jax.conservation(model, params, small_images(1), np.array([[7]]))
