@@ -62,16 +62,35 @@ class Turn:
         return found
 
 
+@dataclasses.dataclass(frozen=True)
+class Points:
+    """Variables at which something is added and read.
+
+    Attributes:
+        added: what is added, to read gradient and relevance there; to those of a loop, each time.
+        apart: whether no derivative goes to what is before them; what is read keeps its own.
+        seen: where their values go, with what was added.
+    """
+
+    added: Mapping[Variable, Array]
+    apart: bool = False
+    seen: dict[Variable, Array] = dataclasses.field(default_factory=dict)
+
+    def passed(self, variable: Variable, value: Any) -> Any:
+        """What a variable is from here on."""
+        if variable not in self.added:
+            return value
+        self.seen[variable] = value + self.added[variable]
+        return jax.lax.stop_gradient(self.seen[variable]) if self.apart else self.seen[variable]
+
+
 def run(
     program: Recognised,
     rules: Rules,
     values: Sequence[Any],
     taps: Array | None,
-    added: Mapping[Variable, Array] | None = None,
-    seen: dict[Variable, Array] | None = None,
+    points: Points | None = None,
     turn: Turn | None = None,
-    *,
-    apart: bool = False,
 ) -> tuple[list[Any], list[Array]]:
     """What a program gives, and its attention.
 
@@ -80,26 +99,15 @@ def run(
         rules: its operations.
         values: what it is given.
         taps: ``[l, h, N, N]``, to be added to the last l of its attention, or None.
-        added: what is added to variables, to read gradient and relevance there; of those of a loop, for each time.
-        seen: where the values of these variables go, with what was added.
+        points: where else something is added and read.
         turn: which time it is run; None: it is the whole program.
-        apart: whether no derivative goes to what is before these variables; what is seen keeps its own.
 
     Returns:
         What it gives, and attention in parts, ``[some, h, N, N]`` each.
     """
-    added, seen = {} if added is None else added, {} if seen is None else seen
+    points = Points({}) if points is None else points
     turn = Turn(blocks=program.blocks) if turn is None else turn
-    known: dict[Variable, Any] = {}
-
-    def store(variables: Sequence[Variable], results: Sequence[Any]) -> None:
-        for variable, result in zip(variables, results, strict=True):
-            if variable in added:
-                result = seen[variable] = result + added[variable]
-                result = jax.lax.stop_gradient(result) if apart else result
-            known[variable] = result
-
-    store(program.inputs, values)
+    known = {v: points.passed(v, value) for v, value in zip(program.inputs, values, strict=True)}
     untapped = program.sites - (0 if taps is None else len(taps))
     attention: list[Array] = []
     passed = 0
@@ -120,7 +128,7 @@ def run(
             sites = step.body.sites * step.length
             here = None if taps is None else taps[max(passed - untapped, 0) : max(passed + sites - untapped, 0)]
             turns = [turn.inner(step, i, passed) for i in range(step.length)]
-            results, parts = _loop(step, rules, inputs, here, added, seen, turns, apart)
+            results, parts = _loop(step, rules, inputs, here, points, turns)
             attention += parts
             passed += sites
         elif isinstance(step, Choice):
@@ -130,7 +138,7 @@ def run(
             results = jax.lax.switch(jnp.asarray(inputs[0], jnp.int32), branches, *inputs[1:])
         else:
             results = _by_operation(step, turn.rules(rules, step), inputs)
-        store(step.outputs, results)
+        known |= {v: points.passed(v, result) for v, result in zip(step.outputs, results, strict=True)}
     return [read(v) for v in program.outputs], attention
 
 
@@ -147,10 +155,8 @@ def _loop(
     rules: Rules,
     inputs: list[Any],
     taps: Array | None,
-    added: Mapping[Variable, Array],
-    seen: dict[Variable, Array],
+    points: Points,
     turns: Sequence[Turn],
-    apart: bool,
 ) -> tuple[list[Any], list[Array]]:
     """A scan; several, where only the last times have taps, or rules change. Going back recomputes all but products."""
     consts, carry = step.consts, step.carry
@@ -158,16 +164,15 @@ def _loop(
     sites = step.body.sites
     tapped = 0 if taps is None else -(-len(taps) // sites) if sites else 0
     params = step.equations[0].params
-    inside = [v for v in added if step.body.has(v)]
-    before = [added[v] for v in inside]
+    inside = [v for v in points.added if step.body.has(v)]
+    before = [points.added[v] for v in inside]
 
     def body(turn: Turn, carried: Any, each: Any) -> tuple[Any, Any]:
         some, tap, here = each
-        found: dict[Variable, Array] = {}
-        there = dict(zip(inside, here, strict=True))
-        outputs, attention = run(step.body, rules, [*fixed, *carried, *some], tap, there, found, turn, apart=apart)
+        there = Points(dict(zip(inside, here, strict=True)), points.apart)
+        outputs, attention = run(step.body, rules, [*fixed, *carried, *some], tap, there, turn)
         maps = jnp.concatenate(attention) if attention else None
-        return outputs[:carry], (outputs[carry:], maps, [found[v] for v in inside])
+        return outputs[:carry], (outputs[carry:], maps, [there.seen[v] for v in inside])
 
     if taps is not None and tapped:
         missing = tapped * sites - len(taps)
@@ -195,7 +200,7 @@ def _loop(
         of[0] if len(of) == 1 else [jnp.concatenate(pair) for pair in zip(*of[order], strict=True)]
         for of in (parts, values)
     )
-    seen |= zip(inside, found, strict=True)
+    points.seen.update(zip(inside, found, strict=True))
     return [*carried, *outputs], attention
 
 

@@ -17,10 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lrp_jax.program import Variable, dominators
+from lrp_jax.program import Variable
 from lrp_jax.rules import Rules
 from lrp_jax.tracing import products
 from lrp_jax.tracing.interpret import run
+from lrp_jax.tracing.places import block_starts, cut_points
 from lrp_jax.tracing.steps import Loop, Recognised, Site, Step
 
 
@@ -313,43 +314,6 @@ def _entering(
         inside = _entering(step.body, None, (*times, step.length)) if isinstance(step, Loop) else [(variable, times)]
         found += inside
     return found
-
-
-def block_starts(program: Recognised, example: Variable | None) -> list[tuple[Variable, Step]] | None:
-    """The last variable before each attention, or loop of them, that all paths pass through, and these steps.
-
-    Args:
-        program: the program.
-        example: the input that is explained; None: the one that a loop carries.
-
-    Returns:
-        Variables and steps, in order; None, if there is no such variable.
-    """
-    carried = [v for v in program.inputs if v.active]
-    if example is None and len(carried) != 1:
-        return None
-    current = carried[0] if example is None else example
-    through = set(cut_points(program))
-    found = []
-    for step in program.steps:
-        attends = isinstance(step, Site) and not step.learned
-        if attends and current not in through:
-            return None
-        if attends or (isinstance(step, Loop) and step.body.sites):
-            found.append((current, step))
-        current = next((v for v in step.outputs if v in through), current)
-    return found
-
-
-def cut_points(program: Recognised) -> list[Variable]:
-    """The active variables that all paths from the example to the output pass through, in order."""
-    above = dominators(program.inputs, program.steps)
-    chain = []
-    last: Variable | None = program.outputs[0]
-    while last is not None:
-        chain.append(last)
-        last = above[last]
-    return chain[::-1]
 
 
 def _tolerance(program: Recognised, example: int) -> float:

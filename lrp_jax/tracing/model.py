@@ -18,7 +18,7 @@ from lrp_jax.model import Checked, without_addresses
 from lrp_jax.program import Variable
 from lrp_jax.rules import GRADIENT, Rules
 from lrp_jax.tracing import layout, report
-from lrp_jax.tracing.interpret import run
+from lrp_jax.tracing.interpret import Points, run
 from lrp_jax.tracing.steps import Recognised, Site
 
 Params = Any
@@ -134,15 +134,14 @@ class Traced(Checked):
 
     def forward_apart(self, params: Params, image: Array, taps: Array) -> Array:
         """The tokens that leave each block, see :class:`lrp_jax.model.WithTokens`."""
-        seen: dict[Variable, Array] = {}
         leaving = self._leaving()
         before = Recognised(self.program.inputs, [leaving], self.program.steps)
         inputs, taps = self._inputs(params, image), jnp.asarray(self._unordered(taps))
         pooling = self.program.sites - self.program.blocks
         taps = jnp.pad(taps, ((0, pooling), (0, 0), (0, 0), (0, 0)))
-        added = {place.variable: place.zeros() for place in self.blocks}
-        (left,), _ = run(before, GRADIENT, inputs, taps, added, seen, apart=True)
-        entering = [seen[place.variable].reshape(-1, *leaving.shape) for place in self.blocks]
+        points = Points({place.variable: place.zeros() for place in self.blocks}, apart=True)
+        (left,), _ = run(before, GRADIENT, inputs, taps, points)
+        entering = [points.seen[place.variable].reshape(-1, *leaving.shape) for place in self.blocks]
         return jax.vmap(self._tokens)(jnp.concatenate([*entering, left[None]])[1:])
 
     def read(self, params: Params, image: Array, tokens: Array) -> Array:
@@ -181,10 +180,9 @@ class Traced(Checked):
         self, params: Params, image: Array, places: Sequence[layout.Stage], added: Sequence[Array], rules: Rules
     ) -> tuple[Array, list[Array]]:
         """The logits, after something is added at some places, and what is there then."""
-        seen: dict[Variable, Array] = {}
-        there = {place.variable: x for place, x in zip(places, added, strict=True)}
-        (logits,), _ = run(self.program, rules, self._inputs(params, image), None, there, seen)
-        return logits.reshape(-1), [seen[place.variable] for place in places]
+        points = Points({place.variable: x for place, x in zip(places, added, strict=True)})
+        (logits,), _ = run(self.program, rules, self._inputs(params, image), None, points)
+        return logits.reshape(-1), [points.seen[place.variable] for place in places]
 
     @property
     def example(self) -> Any:

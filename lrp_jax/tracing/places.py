@@ -6,23 +6,22 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 
-from lrp_jax.program import Variable
-from lrp_jax.tracing.layout import block_starts, cut_points
+from lrp_jax.program import Variable, dominators
 from lrp_jax.tracing.steps import Choice, Loop, Names, Place, Recognised, Site, Step
 
 
-def locate(program: Recognised, names: Mapping[Variable, str], example: int) -> Variable | None:
+def locate(program: Recognised, names: Sequence[str], example: int) -> Variable | None:
     """Say of each step where it stands.
 
     Args:
         program: the program; its steps are given their places.
-        names: of the parameters.
+        names: of the parameters, which are the first inputs.
         example: which of the program's inputs is explained.
 
     Returns:
         What leaves the last block; None, if there are none that can be told apart.
     """
-    _name(program, {v: ((name,),) for v, name in names.items()})
+    _name(program, {v: ((name,),) for v, name in zip(program.inputs, names, strict=False)})
     for step in _attention(program):
         step.place = dataclasses.replace(step.place, part="attention")
     starts = block_starts(program, program.inputs[example])
@@ -179,3 +178,40 @@ def _end(program: Recognised, starts: Sequence[tuple[Variable, Step]], first: Se
         after -= bool(rest[end].active) and through.issuperset(rest[end].outputs)
         end += 1
     return begins + end
+
+
+def block_starts(program: Recognised, example: Variable | None) -> list[tuple[Variable, Step]] | None:
+    """The last variable before each attention, or loop of them, that all paths pass through, and these steps.
+
+    Args:
+        program: the program.
+        example: the input that is explained; None: the one that a loop carries.
+
+    Returns:
+        Variables and steps, in order; None, if there is no such variable.
+    """
+    carried = [v for v in program.inputs if v.active]
+    if example is None and len(carried) != 1:
+        return None
+    current = carried[0] if example is None else example
+    through = set(cut_points(program))
+    found = []
+    for step in program.steps:
+        attends = isinstance(step, Site) and not step.learned
+        if attends and current not in through:
+            return None
+        if attends or (isinstance(step, Loop) and step.body.sites):
+            found.append((current, step))
+        current = next((v for v in step.outputs if v in through), current)
+    return found
+
+
+def cut_points(program: Recognised) -> list[Variable]:
+    """The active variables that all paths from the example to the output pass through, in order."""
+    above = dominators(program.inputs, program.steps)
+    chain = []
+    last: Variable | None = program.outputs[0]
+    while last is not None:
+        chain.append(last)
+        last = above[last]
+    return chain[::-1]

@@ -32,10 +32,8 @@ def _changes(equation: Equation, variable: Variable) -> bool:
     """Whether an equation shifts, may change a sign, or scales features differently."""
     if equation.primitive in {"add", "add_any", "sub", "neg"}:
         return True
-    if equation.primitive not in {"mul", "div"}:
-        return False
-    (other,) = (v for v in equation.inputs if v is not variable)
-    return other.constant is None or bool(other.shape) or float(other.constant) < 0
+    others = [v for v in equation.inputs if v is not variable]
+    return any(v.constant is None or bool(v.shape) or float(v.constant) < 0 for v in others)
 
 
 def spans(program: Program) -> list[tuple[int, int]]:
@@ -185,14 +183,12 @@ class _Recogniser:
     def extend(self, unit: Unit) -> None:
         """Take the scales and shifts of features that follow a norm for parts of it."""
         chain = self.affine_after(unit.output, {len(unit.output.shape) - 1})
-        if not chain:
-            return
-        del self.unit_of[unit.output], self.maker[unit.output]
-        unit.equations = [e for e in self.program.equations if e in {*unit.equations, *chain}]
-        unit.output = chain[-1].outputs[0]
-        self.unit_of[unit.output] = self.maker[unit.output] = unit
-        self.alone = [e for e in self.alone if e not in chain]
-        self.alone_set -= set(chain)
+        if chain:
+            del self.unit_of[unit.output], self.maker[unit.output]
+            unit.equations, unit.output = [*unit.equations, *chain], chain[-1].outputs[0]
+            self.unit_of[unit.output] = self.maker[unit.output] = unit
+            self.alone = [e for e in self.alone if e not in chain]
+            self.alone_set -= set(chain)
 
     def affine_after(self, variable: Variable, features: set[int]) -> list[Equation]:
         """The scales and shifts of some axes alone that follow a variable, up to the last that makes a difference."""
@@ -204,11 +200,8 @@ class _Recogniser:
                 break
             if equation.inputs.count(variable) != 1 or equation.outputs[0].shape != shape:
                 break
-            if equation.primitive == "div" and equation.inputs[1] is variable:
-                break
-            others = [v for v in equation.inputs if v is not variable]
-            varying = set().union(*(self.varying(v) for v in others))
-            if not varying <= features:
+            varying = set().union(*(self.varying(v) for v in equation.inputs if v is not variable))
+            if not varying <= features or (equation.primitive == "div" and equation.inputs[1] is variable):
                 break
             chain.append(equation)
             if _changes(equation, variable):

@@ -76,8 +76,6 @@ def trace(
         embed = _embedding(program, program.inputs[place])
         place = len(program.inputs) - 1
     recognised = _recognised(program, program.inputs[place], is_image=embed is None)
-    paths = (path for path, _ in jax.tree_util.tree_leaves_with_path(params))
-    leaving = locate(recognised, dict(zip(recognised.inputs, map(_name, paths), strict=False)), place)
     return Traced(
         **_layout(recognised, place, 2 if embed is None else 1, grid, prefix, readout),
         program=recognised,
@@ -85,15 +83,18 @@ def trace(
         params_structure=structure,
         example_structure=example_structure,
         explained=explained,
-        leaving=leaving,
+        leaving=locate(recognised, _names(params), place),
         jaxpr=jaxpr,
     )
 
 
-def _name(path: Sequence[Any]) -> str:
-    """The name of a parameter, as ``"blocks/mlp/fc1/kernel"``."""
-    keys = (next(getattr(key, of) for of in ("key", "name", "idx") if hasattr(key, of)) for key in path)
-    return "/".join(map(str, keys))
+def _names(params: Params) -> list[str]:
+    """The names of parameters, as ``"blocks/mlp/fc1/kernel"``."""
+
+    def part(key: Any) -> str:
+        return str(next(getattr(key, of) for of in ("key", "name", "idx") if hasattr(key, of)))
+
+    return ["/".join(map(part, path)) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
 
 
 def _recognised(program: Program, example: Variable, *, is_image: bool) -> Recognised:
