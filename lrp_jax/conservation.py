@@ -139,8 +139,10 @@ class Conservation:
 
     def __str__(self) -> str:
         lines = [("from the logit down", "relevance", *(f"lost: {column}" for column in COLUMNS))]
+        rounding = 64 * np.finfo(self.explained.dtype).eps * np.abs(self.explained).max()
         for name, row in self.rows():
-            lines.append((name, *(f"{row[c]:.4g}" if c in row else "" for c in ("relevance", *COLUMNS))))
+            shown = {column: f"{value:.4g}" if abs(value) > rounding else "0" for column, value in row.items()}
+            lines.append((name, *(shown.get(column, "") for column in ("relevance", *COLUMNS))))
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         table = [
             "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines

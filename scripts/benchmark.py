@@ -3,6 +3,7 @@
     python scripts/benchmark.py                                    # B/16: 1 x 1, 1 x 5 and 4 x 5 images x classes
     python scripts/benchmark.py --images 1 2 4 8 --classes 1 2 5 10
     python scripts/benchmark.py --gradient --images 1              # and the gradient of a loss on the map
+    python scripts/benchmark.py --methods                          # other methods
     python scripts/benchmark.py --traced                           # the same model by lrp_jax.trace, beside ours
     python scripts/benchmark.py --accelerator                      # on a GPU or TPU: its share of the card's rate
     python scripts/benchmark.py --reference ../Transformer-Explainability   # and beside the authors' code
@@ -385,6 +386,29 @@ def apart(function: Callable[..., list[str]], *arguments: Any) -> None:
         print("| " + " | ".join(pool.apply(function, arguments)) + " |", flush=True)
 
 
+#: Methods that take a few passes, in a table of their own.
+METHODS: dict[str, dict[str, Any]] = {
+    "transformer attribution": {"method": "transformer_attribution"},
+    "generic attention": {"method": "generic_attention"},
+    "LeGrad": {"method": "legrad"},
+    "AttnLRP": {"method": "attnlrp"},
+    "AttnLRP, gamma": {"method": "attnlrp", "gamma": 0.05},
+    "AttnLRP, gamma everywhere": {"method": "attnlrp", "gamma": 0.05, "gamma_at": "all"},
+    "CP-LRP": {"method": "cp_lrp"},
+    "CP-LRP, gamma": {"method": "cp_lrp", "gamma": 0.05},
+    "CP-LRP, gamma everywhere": {"method": "cp_lrp", "gamma": 0.05, "gamma_at": "all"},
+    "CP-LRP, summed over blocks": {"method": "cp_lrp", "at": "blocks"},
+    "Ali et al.": {"method": "ali_lrp"},
+    "LibraGrad": {"method": "libragrad"},
+    "LibraGrad, FullGrad": {"method": "libragrad", "full": True},
+}
+
+
+def of_method(variant: str, title: str, dtype: str, repeats: int) -> list[str]:
+    """One row of the table of methods, one image and class."""
+    return [title, *measure(variant, 1, 1, METHODS[title], dtype, repeats, gradient=False)[1:]]
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -404,6 +428,7 @@ def main() -> None:
     parser.add_argument(
         "--traced", action="store_true", help="instead: the same model by lrp_jax.trace, one image and class"
     )
+    parser.add_argument("--methods", action="store_true", help="instead: other methods, one image and class")
     parser.add_argument(
         "--accelerator",
         action="store_true",
@@ -425,6 +450,12 @@ def main() -> None:
     print(
         f"{options.model}, {options.dtype}, rules {options.rules}, jax {jax.__version__} on {jax.default_backend()}\n"
     )
+    if options.methods:
+        print("| method | forward passes a map | forward, ms | a map, ms | GFLOP a map |", end="")
+        print(" compile, s | temporaries, GB | resident peak, GB |\n|" + "---|" * 8, flush=True)
+        for title in METHODS:
+            apart(of_method, options.model, title, options.dtype, options.repeats)
+        return
     what = "map and gradient" if options.gradient else "map"
     if options.traced:
         print("| traced | make_jaxpr, s | trace, s | compile, s, / ours | temporaries, GB, / ours |", end="")
