@@ -6,4 +6,4 @@ from pathlib import Path
 project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
 for requirement in project["dependencies"]:
     name, _, version = requirement.partition(">=")
-    print(f"{name}=={version}")
+    print(f"{name}=={version.partition(',')[0]}")

@@ -12,6 +12,7 @@ Whole datasets: :mod:`lrp_jax.jobs`. Without this library: :func:`export`.
 Evaluation: :mod:`lrp_jax.evaluate`, :mod:`lrp_jax.metrics`, and data with known masks, :mod:`lrp_jax.datasets`.
 """
 
+import lrp_jax.xla  # noqa: F401  # first: before JAX starts
 from lrp_jax import datasets, evaluate, jobs, metrics, tracing
 from lrp_jax.attribution import attention_signals, explain, matches
 from lrp_jax.conservation import Conservation, conservation

@@ -111,6 +111,34 @@ def share_on_target(relevance: ArrayLike, masks: ArrayLike) -> Array:
     return jnp.diagonal(on, axis1=-2, axis2=-1) / jnp.where(total > 0, total, 1)
 
 
+def shares(relevance: ArrayLike, masks: ArrayLike) -> Array:
+    """Of the positive relevance of each map, the part that lies on each mask.
+
+    A patch's relevance lies evenly on its pixels, so that a border through a patch divides it. A map without positive
+    relevance says nothing of places, and counts as one that is the same everywhere.
+
+    Args:
+        relevance: ``[..., K, rows, cols]``.
+        masks: bool ``[..., M, H, W]``.
+
+    Returns:
+        ``[..., K, M]``, 0 to 1.
+
+    Raises:
+        ValueError: the leading axes differ.
+    """
+    relevance, masks = jnp.asarray(relevance), jnp.asarray(masks, bool)
+    if relevance.ndim < 3 or relevance.shape[:-3] != masks.shape[:-3]:
+        raise ValueError(
+            f"relevance must be [..., K, rows, cols] and masks [..., M, H, W]; got {relevance.shape} and {masks.shape}."
+        )
+    positive = jnp.maximum(relevance, 0)
+    positive = jnp.where(positive.max(axis=(-2, -1), keepdims=True) > 0, positive, 1)
+    large = jax.image.resize(positive, (*positive.shape[:-2], *masks.shape[-2:]), "nearest")
+    on = jnp.einsum("...khw,...mhw->...km", large, masks.astype(large.dtype))
+    return on / large.sum(axis=(-2, -1))[..., None]
+
+
 def ranks(relevance: Array) -> Array:
     """Each pixel's place in the order from the most to the least relevant, int ``[H, W]``; equals in reading order."""
     order = jnp.argsort(-relevance.ravel(), stable=True)

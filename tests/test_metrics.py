@@ -108,6 +108,28 @@ def test_bootstrap_interval_of_a_mean():
     np.testing.assert_allclose([low[0], high[0]], values.mean() + 1.96 * error * np.array([-1, 1]), atol=0.2 * error)
 
 
+def test_shares_count_pixels():
+    """Patches that a border divides, negative relevance, and maps that are negative everywhere."""
+    rng = np.random.default_rng(3)
+    relevance, masks = rng.normal(size=(2, 3, 3, 5)), rng.random((2, 4, 6, 20)) < 0.3
+    relevance[0, 1] = -1
+    expected = np.zeros((2, 3, 4))
+    for n, k, m in np.ndindex(expected.shape):
+        pixels = np.maximum(relevance[n, k], 0).repeat(2, axis=0).repeat(4, axis=1)
+        pixels = pixels if pixels.any() else np.ones((6, 20))
+        expected[n, k, m] = pixels[masks[n, m]].sum() / pixels.sum()
+    np.testing.assert_allclose(metrics.shares(relevance, masks), expected, rtol=1e-12)
+    # The middle of 3 x 3 patches lies on all four quarters, and a grid need not fit the pixels.
+    middle, quarters = np.zeros((1, 3, 3)), np.zeros((4, 8, 8), bool)
+    middle[0, 1, 1] = 1
+    for k in range(4):
+        quarters[k, 4 * (k // 2) : 4 * (k // 2) + 4, 4 * (k % 2) : 4 * (k % 2) + 4] = True
+    np.testing.assert_allclose(metrics.shares(middle, quarters), [[0.25] * 4])
+    for shapes in (((3, 2, 4), (2, 3, 6, 8)), ((2, 4), (2, 4)), ((5, 3, 2, 4), (4, 3, 6, 8))):
+        with pytest.raises(ValueError, match=r"relevance must be \[..., K, rows, cols\] and masks"):
+            metrics.shares(*map(np.ones, shapes))
+
+
 def test_share_on_target_is_a_loop_over_cells():
     """Maps coarser than the masks, negative relevance, masks that overlap, and a map of nothing."""
     rng = np.random.default_rng(2)

@@ -42,7 +42,7 @@ def progress(
     """
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     columns = [TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[said]}")]
-    begun: list[float] = []  # when, and with how many
+    begun: list[float] = []  # when, with how many, and how many since
     printed = time.monotonic()
     with Progress(*columns, console=errors, disable=hidden or not errors.is_terminal) as bar:
         task = bar.add_task("", total=total, said="")
@@ -50,7 +50,9 @@ def progress(
         def advance(done: int, note: str = "", total: int = total) -> None:
             nonlocal printed
             now = time.monotonic()
-            begun.extend([now, done] if not begun else [])
+            if not begun or done < begun[2]:  # of several passes each is timed by itself
+                begun[:] = [now, done, done]
+            begun[2] = done
             rate = (done - begun[1]) / max(now - begun[0], 1e-9)
             said = f"{rate:.3g} {unit}/s, {timedelta(seconds=round((total - done) / rate))} left" if rate else ""
             said += f"; {note}" if said and note else note

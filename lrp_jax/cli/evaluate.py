@@ -62,6 +62,7 @@ def _add_protocol(protocols: Any, protocol: Protocol) -> None:
             const=name,
             type=type(option.default),
             choices=option.choices or None,
+            metavar=None if option.choices else "VALUE",
             help=f"{option.what} (default: {option.default})",
         )
     if masked:
@@ -99,15 +100,16 @@ def run(options: argparse.Namespace) -> int:
             **told,
             batch_size=min(options.batch_size, len(dataset)),
             correct_only=options.correct_only,
-            progress=lambda done, _: advance(done),
+            progress=lambda done, total: advance(done, total=total),
             **options.protocol_options,
         )
-    _print_summary(summary, dataset, labels)
+    measured = protocol.measured(dataset, folder)
+    _print_summary(summary, measured, labels)
     if protocol.curves:
         draw_curves(summary, folder / "curves.png")
     maps = folder / "maps.png"
     if not begun or not maps.exists():
-        draw_maps(model, params, dataset, maps, **explained, **told)
+        draw_maps(model, params, measured, maps, **explained, **told)
     print(f"{summary.images} images, {options.method}: {folder}")
     return _tell_skipped(summary, len(dataset))
 

@@ -17,8 +17,18 @@ from lrp_jax import metrics
 from lrp_jax.attribution import explain
 from lrp_jax.checks import set_field
 from lrp_jax.datasets import Dataset
-from lrp_jax.evaluate.results import append, batches, resumed, stacked, write_summary
-from lrp_jax.evaluate.study import Curves, Figure, Figures, Measure, Record, Study, Summary
+from lrp_jax.evaluate.results import (
+    append,
+    batches,
+    check_samples,
+    chosen,
+    lacks,
+    read_chosen,
+    resumed,
+    stacked,
+    write_summary,
+)
+from lrp_jax.evaluate.study import Curves, Figure, Figures, Measure, Preparation, Record, Study, Summary
 from lrp_jax.files import needs
 from lrp_jax.labels import Labels
 from lrp_jax.methods import METHODS
@@ -33,12 +43,12 @@ class Option(NamedTuple):
     Attributes:
         default: its value where none is given.
         what: what it is, for help.
-        choices: the values that it may have; empty: an integer of at least 0.
+        choices: the values that it may have, of one type; empty: an integer of at least 0.
     """
 
     default: Any
     what: str
-    choices: Sequence[str] = ()
+    choices: Sequence[Any] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +65,7 @@ class Protocol:
         curves: what is drawn, if anything.
         options: its own.
         modules: of the extra ``evaluate``, that it needs.
+        prepare: how it makes what it measures of the dataset that it is given; None: it measures that.
     """
 
     name: str
@@ -66,6 +77,7 @@ class Protocol:
     curves: Curves | None = None
     options: Mapping[str, Option] = dataclasses.field(default_factory=dict)
     modules: Sequence[str] = ()
+    prepare: Preparation | None = None
 
     def __post_init__(self) -> None:
         set_field(self, "__doc__", self.about)
@@ -102,7 +114,8 @@ class Protocol:
             labels: what the logits stand for; None: likewise.
             batch_size: images at once.
             correct_only: leave images aside that are not classified right.
-            progress: called with the number of images done, and of all.
+            progress: called with the number of images done, and of all; before, where a protocol chooses of the
+                dataset, with the number of those looked at.
             **own: the protocol's, see its ``options``.
 
         Returns:
@@ -119,10 +132,28 @@ class Protocol:
         settings = _settings(self, study, batch_size)
         for module in self.modules:
             needs(module, extra="evaluate")  # now, not after the first batch
+        skipped: Mapping[str, str] = {}
+        if self.prepare:
+            choose = partial(self.prepare.choose, study, batch_size, progress)
+            what, skipped = chosen(Path(folder), settings, choose)
+            study = dataclasses.replace(study, dataset=self.prepare.compose(dataset, what))
+            measure = self.measure(study)
         lines = _run(study, self.needs, measure, Path(folder), settings, correct_only, progress)
-        summary = _summed_up(self, study, settings | {"correct_only": correct_only}, lines)
+        summary = _summed_up(self, study, settings | {"correct_only": correct_only}, lines, skipped)
         write_summary(Path(folder), summary)
         return summary
+
+    def measured(self, dataset: Dataset, folder: str | os.PathLike[str]) -> Dataset:
+        """What a run measured: the dataset that it was given, or what it made of that.
+
+        Args:
+            dataset: that the run was given.
+            folder: of the run.
+
+        Raises:
+            ValueError: the folder does not say what was chosen of the dataset.
+        """
+        return self.prepare.compose(dataset, read_chosen(Path(folder)).what) if self.prepare else dataset
 
     def _taken(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Its options, those given and the defaults of the others."""
@@ -133,8 +164,8 @@ class Protocol:
                 )
                 raise ValueError(f"{self.name} {takes}; got {name!r}.")
             choices = self.options[name].choices
-            if choices and value not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}.")
+            if choices and (value not in choices or type(value) is not type(choices[0])):
+                raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}; got {value!r}.")
             if not choices and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**32):
                 raise ValueError(f"{name} must be an integer of at least 0 and below 2**32, got {value!r}.")
         return {name: given.get(name, option.default) for name, option in self.options.items()}
@@ -196,18 +227,12 @@ def _run(
     if correct_only and classes == 1:
         raise ValueError("correct_only means nothing for a model of one output: it classifies nothing.")
     lines = resumed(folder, settings, dataset)
-    lacks = f"{settings['protocol']} needs {{}} here, {dataset.name} has none."
     if correct_only and any(line.get("clean", ()) is None for line in lines):
-        raise ValueError(lacks.format("labels"))
+        raise ValueError(lacks(dataset, "labels", settings["protocol"]))
     size, total = settings["batch_size"], len(dataset)
     progress(len(lines), total)
     for start, batch, errors in batches(dataset, range(len(lines), total, size), size):
-        for sample in filter(None, batch):
-            for name in [*needed, *["labels"] * correct_only]:
-                if getattr(sample, name) is None:
-                    raise ValueError(lacks.format(name))
-            if sample.labels is not None and not 0 <= min(sample.labels) <= max(sample.labels) < classes:
-                raise ValueError(f"{dataset.name} has the classes {sample.labels}, the model 0 to {classes - 1}.")
+        check_samples(dataset, batch, [*needed, *["labels"] * correct_only], classes, settings["protocol"])
         found = jax.tree.map(np.asarray, measure(*stacked(dataset, batch, size)) if any(batch) else {})
         new = [
             {"image": dataset.key(start + b)}
@@ -226,8 +251,14 @@ def _record(found: Mapping[str, Any], b: int, unclassified: bool) -> Record:
     return record | ({"clean": None} if unclassified else {})
 
 
-def _summed_up(protocol: Protocol, study: Study, settings: Mapping[str, Any], lines: Sequence[Record]) -> Summary:
-    skipped = {line["image"]: line["skipped"] for line in lines if "skipped" in line}
+def _summed_up(
+    protocol: Protocol,
+    study: Study,
+    settings: Mapping[str, Any],
+    lines: Sequence[Record],
+    skipped: Mapping[str, str],
+) -> Summary:
+    skipped = {**skipped, **{line["image"]: line["skipped"] for line in lines if "skipped" in line}}
     kept = [
         line
         for line in lines

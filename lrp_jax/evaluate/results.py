@@ -1,7 +1,8 @@
 """The folder of a run: settings, a line of results for each image, and a summary; kept whole, and taken up again.
 
-``settings.json`` says what is run; ``results.jsonl`` has a line for each image, in the order of the dataset;
-``summary.json`` the figures. The results of whole batches are kept, and are those an uninterrupted run writes.
+``settings.json`` says what is run; ``chosen.json`` what a protocol chose of the dataset, if it does; ``results.jsonl``
+has a line for each image, in the order of the dataset; ``summary.json`` the figures. The results of whole batches are
+kept, and are those an uninterrupted run writes.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import concurrent.futures
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,41 +19,80 @@ import numpy as np
 
 from lrp_jax.checks import changed
 from lrp_jax.datasets import Dataset, Sample
-from lrp_jax.evaluate.study import Record, Summary
+from lrp_jax.evaluate.study import Chosen, Record, Summary
 from lrp_jax.files import replacing
 
 
 def append(folder: Path, settings: Mapping[str, Any], lines: Sequence[Record]) -> None:
     """Write the results of a batch; before the first, what is run."""
+    _begin(folder, settings)
+    with (folder / "results.jsonl").open("a") as file:
+        file.write(_json_lines(lines))
+
+
+def _begin(folder: Path, settings: Mapping[str, Any]) -> None:
     known = folder / "settings.json"
     if not known.exists():
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(known) as temporary:
             temporary.write_text(json.dumps(settings, indent=1) + "\n")
-    with (folder / "results.jsonl").open("a") as file:
-        file.write(_json_lines(lines))
 
 
 def _json_lines(lines: Sequence[Record]) -> str:
     return "".join(json.dumps(line) + "\n" for line in lines)
 
 
-def resumed(folder: Path, settings: Mapping[str, Any], dataset: Dataset) -> list[Record]:
-    """The results of whole batches of an earlier run of the same settings; everything after them is cut off."""
-    known, results = folder / "settings.json", folder / "results.jsonl"
+def _begun(folder: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether a run of these settings was begun in a folder; a ValueError if one of others was."""
+    known = folder / "settings.json"
     if not known.exists():
-        if results.exists():
+        if (folder / "results.jsonl").exists():
             raise ValueError(f"{folder} holds results without settings.json: give another folder.")
-        return []
+        return False
     try:
         before = dict(json.loads(known.read_text()))
+    except (TypeError, ValueError) as error:
+        raise _damaged(folder, error) from error
+    if difference := changed(before, settings):
+        raise ValueError(f"{folder} holds a run of other settings ({difference}): give it another folder.")
+    return True
+
+
+def _damaged(folder: Path, error: Exception) -> ValueError:
+    return ValueError(f"{folder} holds damaged results ({error}): give another folder.")
+
+
+def chosen(folder: Path, settings: Mapping[str, Any], choose: Callable[[], Chosen]) -> Chosen:
+    """What was chosen of the dataset by an earlier run of the same settings; or else now, and kept."""
+    if _begun(folder, settings):
+        return read_chosen(folder)
+    found = choose()
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / "chosen.json") as temporary:
+        temporary.write_text(json.dumps(found._asdict()) + "\n")
+    _begin(folder, settings)  # after it: settings say that what was chosen is theirs
+    return found
+
+
+def read_chosen(folder: Path) -> Chosen:
+    """What a run chose of its dataset."""
+    try:
+        return Chosen(**json.loads((folder / "chosen.json").read_text()))
+    except (OSError, TypeError, ValueError) as error:
+        raise _damaged(folder, error) from error
+
+
+def resumed(folder: Path, settings: Mapping[str, Any], dataset: Dataset) -> list[Record]:
+    """The results of whole batches of an earlier run of the same settings; everything after them is cut off."""
+    if not _begun(folder, settings):
+        return []
+    results = folder / "results.jsonl"
+    try:
         text = results.read_text() if results.exists() else ""
         lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
         images = [line["image"] for line in lines]
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder} holds damaged results ({error}): give another folder.") from error
-    if difference := changed(before, settings):
-        raise ValueError(f"{folder} holds a run of other settings ({difference}): give it another folder.")
+        raise _damaged(folder, error) from error
     if images != [dataset.key(i) for i in range(min(len(images), len(dataset)))]:
         raise ValueError(f"{folder} holds results of other images: give another folder.")
     if len(lines) < len(dataset):
@@ -82,6 +122,23 @@ def batches(dataset: Dataset, starts: range, size: int) -> Iterator[tuple[int, l
             answers = [future.result() for future in upcoming]
             upcoming = ask(start + size) if start + size < len(dataset) else []
             yield start, [sample for sample, _ in answers], [error for _, error in answers]
+
+
+def check_samples(
+    dataset: Dataset, batch: Sequence[Sample | None], needed: Sequence[str], classes: int, protocol: str
+) -> None:
+    """Refuse samples that lack what is needed, or are of classes that the model does not have."""
+    for sample in filter(None, batch):
+        for name in needed:
+            if getattr(sample, name) is None:
+                raise ValueError(lacks(dataset, name, protocol))
+        if sample.labels is not None and not 0 <= min(sample.labels) <= max(sample.labels) < classes:
+            raise ValueError(f"{dataset.name} has the classes {sample.labels}, the model 0 to {classes - 1}.")
+
+
+def lacks(dataset: Dataset, name: str, protocol: str) -> str:
+    """That a dataset lacks what a protocol needs."""
+    return f"{protocol} needs {name} here, {dataset.name} has none."
 
 
 def stacked(dataset: Dataset, batch: Sequence[Sample | None], size: int) -> tuple[np.ndarray, ...]:

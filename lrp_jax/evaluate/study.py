@@ -83,6 +83,30 @@ class Study:
         return explain(self.model, params, images, targets, method=self.method, **self.method_options)
 
 
+class Chosen(NamedTuple):
+    """What a protocol chose of the dataset that it was given.
+
+    Attributes:
+        what: of it, as JSON has it.
+        skipped: name and reason of the images that could not be read.
+    """
+
+    what: Any
+    skipped: Mapping[str, str]
+
+
+class Preparation(NamedTuple):
+    """How a protocol makes what it measures of the dataset that it is given.
+
+    Attributes:
+        choose: ``(study, batch_size, progress)`` to what is chosen; kept in the folder, so that it is done once.
+        compose: the dataset and ``Chosen.what`` to the dataset that is measured.
+    """
+
+    choose: Callable[[Study, int, Callable[[int, int], None]], Chosen]
+    compose: Callable[[Dataset, Any], Dataset]
+
+
 class Figures(NamedTuple):
     """How figures come from the records of a run.
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from helpers import names
 from PIL import Image
 
 import lrp_jax
@@ -73,3 +74,22 @@ def test_how_pictures_were_labelled_is_printed(tmp_path, capsys):
     out, err = capsys.readouterr()
     assert out == f"{labels}: 4 labels, by index, 1 of them of pictures that are not there\n"
     assert not err
+
+
+def test_pointing(tmp_path, capsys):
+    """The table is of the composites, and so are the maps."""
+    words = ["evaluate", "pointing", "--images", "12", "--method", "raw_attention", "--pointing-cells", "2"]
+    words += ["--output", str(tmp_path / "run")]
+    assert cli.main(words) == 0
+    out, err = capsys.readouterr()
+    rows = {line[:17].strip(): line[17:].split() for line in out.splitlines()[1:6]}
+    assert rows["share asked"] == rows["share other"] == rows["chance"] == ["50.00", "50.00", "to", "50.00"]
+    assert "An image has 4 labels" in out
+    assert f"6 images, raw_attention: {tmp_path / 'run'}" in out
+    assert "pointing: 12 of 12 images" in err
+    assert "pointing: 6 of 6 images" in err
+    assert names(tmp_path / "run") == ["chosen.json", "maps.png", "results.jsonl", "settings.json", "summary.json"]
+    with Image.open(tmp_path / "run" / "maps.png") as picture:
+        assert picture.width > 5 * 64  # a picture and four maps
+    assert cli.main([*words, "--pointing-seed", "1"]) == 2
+    assert "holds a run of other settings (seed 0, not 1)" in capsys.readouterr().err
