@@ -1,6 +1,7 @@
-"""The paper's tables 1 to 3 (Chefer et al. 2021), and sanity checks, for every method.
+"""The paper's tables 1 to 3 (Chefer et al. 2021), pointing and sanity checks, for every method.
 
     python scripts/reproduce_tables.py                       # digit scenes and the packaged model
+    python scripts/reproduce_tables.py --seed 7000           # other scenes: those that choices are made on
     python scripts/reproduce_tables.py --model vit.safetensors --imagenet VAL --segmentation gtsegs_ijcv.mat
 
 VAL is a folder of ImageNet's validation pictures, a folder a class, or one folder with ``--labels``. Each run has a
@@ -38,6 +39,17 @@ ROWS = [
     Row("attention rollout", "attention_rollout", {"start_layer": 1}),
     Row("raw attention", "raw_attention"),
     Row("attention GradCAM", "attention_gradcam"),
+    Row("generic attention", "generic_attention"),
+    Row("LeGrad", "legrad"),
+    Row("AttnLRP", "attnlrp"),
+    Row("AttnLRP, gamma", "attnlrp", {"gamma": 0.25}),
+    Row("CP-LRP", "cp_lrp"),
+    Row("CP-LRP, over blocks", "cp_lrp", {"at": "blocks"}),
+    Row("CP-LRP, gamma", "cp_lrp", {"gamma": 0.25}),
+    Row("CP-LRP, gamma everywhere", "cp_lrp", {"gamma": 0.25, "gamma_at": "all"}),
+    Row("Ali et al.", "ali_lrp"),
+    Row("LibraGrad", "libragrad"),
+    Row("LibraGrad, FullGrad+", "libragrad", {"full": True, "at": "blocks"}),
     Row("LRP", "full_lrp"),
     Row("partial LRP", "partial_lrp"),
     Row("LRP rollout", "lrp_rollout", {"start_layer": 1}),
@@ -57,10 +69,14 @@ ABLATIONS = [
 SEGMENTATION = ("pixel accuracy", "mAP", "mIoU")
 
 
-def cell(summary: Summary, name: str) -> str:
-    """A figure and half the width of its interval."""
+def cell(summary: Summary, name: str, first: Summary | None = None) -> str:
+    """A figure, half the width of its interval, and whether it is above or below that of the first row, paired."""
     figure = summary.figures[name]
-    return f"{figure.value:.2f} ± {(figure.high - figure.low) / 2:.2f}"
+    text = f"{figure.value:.2f} ± {(figure.high - figure.low) / 2:.2f}"
+    if first is None or first is summary:
+        return text
+    apart = evaluate.difference(summary, first)[name]
+    return text + (" ↑" if apart.low > 0 else " ↓" if apart.high < 0 else "")
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
@@ -109,6 +125,7 @@ class Tables:
     def perturbation(self, dataset: Dataset) -> None:
         """Print table 1."""
         rows, kinds, clean = [], ("positive AUC", "negative AUC"), ""
+        first: dict[str, Summary] = {}
         for row in self.asked(ROWS):
             cells = []
             for explained in ("predicted", "true"):
@@ -116,7 +133,8 @@ class Tables:
                     cells += ["", ""]  # one map for all classes
                     continue
                 summary = self.run(evaluate.perturbation, row, dataset, explained=explained)
-                cells += [cell(summary, kind) for kind in kinds]
+                beside = first.setdefault(explained, summary)
+                cells += [cell(summary, kind, beside) for kind in kinds]
             rows.append([row.title, *cells])
             clean = f", clean accuracy {cell(summary, 'clean accuracy')} %"
         columns = ["method", *(f"{kind.split()[0]}, {which}" for which in ("predicted", "true") for kind in kinds)]
@@ -126,11 +144,21 @@ class Tables:
     def segmentation(self, dataset: Dataset) -> None:
         """Print table 2."""
         kinds = [*SEGMENTATION, *["share on target"] * dataset.masks_of_labels]
-        rows = []
-        for row in self.asked(ROWS):
-            summary = self.run(evaluate.segmentation, row, dataset)
-            rows.append([row.title, *(cell(summary, kind) for kind in kinds)])
-        print_table(f"Table 2: segmentation, {len(dataset)} images", ["method", *kinds], rows)
+        self.table(f"Table 2: segmentation, {len(dataset)} images", evaluate.segmentation, dataset, kinds)
+
+    def pointing(self, dataset: Dataset) -> None:
+        """Print the table of pointing."""
+        kinds = ["share asked", "share other", "pointing accuracy", "clean accuracy"]
+        try:
+            self.table(f"Pointing: four of {len(dataset)} images in a picture", evaluate.pointing, dataset, kinds)
+        except ValueError as error:  # the other tables can be made of images that the model gets wrong
+            print(f"\nNo table of pointing: {error}")
+
+    def table(self, title: str, protocol: Protocol, dataset: Dataset, kinds: list[str]) -> None:
+        """Print some figures of every method."""
+        runs = [(row.title, self.run(protocol, row, dataset)) for row in self.asked(ROWS)]
+        rows = [[called, *(cell(summary, kind, runs[0][1]) for kind in kinds)] for called, summary in runs]
+        print_table(title, ["method", *kinds], rows)
 
     def ablations(self, masked: Dataset, perturbed: Dataset) -> None:
         """Print table 3."""
@@ -148,12 +176,9 @@ class Tables:
     def sanity(self, dataset: Dataset) -> None:
         """Print the table of sanity checks."""
         middle = f"block {self.model.config.depth // 2}"
-        rows, stages = [], [f"correlation after {stage}" for stage in ("head", middle, "embeddings")]
-        for row in self.asked(ROWS):
-            summary = self.run(evaluate.sanity, row, dataset)
-            rows.append([row.title, *(cell(summary, name) for name in ("correlation of two classes", *stages))])
-        columns = ["method", "two classes", *(stage.removeprefix("correlation ") for stage in stages)]
-        print_table(f"Sanity checks: rank correlation of maps, {len(dataset)} images", columns, rows)
+        kinds = ["correlation of two classes", *(f"correlation after {s}" for s in ("head", middle, "embeddings"))]
+        title = f"Sanity checks: rank correlation of maps, {len(dataset)} images"
+        self.table(title, evaluate.sanity, dataset, kinds)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -164,6 +189,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--labels", type=Path, help="the class of each picture, if they are in one folder")
     parser.add_argument("--segmentation", type=Path, help="gtsegs_ijcv.mat")
     parser.add_argument("--images", type=int, help="of each dataset (default: all; 1,000 digit scenes)")
+    parser.add_argument("--seed", type=int, default=1, help="of the digit scenes: 1 for the tables of the docs")
     parser.add_argument("--sanity-images", type=int, default=100)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument(
@@ -182,7 +208,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     def pictures(images: int | None) -> Dataset:
         if options.imagenet is None:
-            return DigitDataset(images or 1000)
+            return DigitDataset(images or 1000, seed=options.seed)
         return ImageNetFolder(options.imagenet, config, labels=options.labels, images=images)
 
     perturbed, checked = pictures(options.images), pictures(min(options.sanity_images, options.images or 10**9))
@@ -192,6 +218,7 @@ def main(arguments: list[str] | None = None) -> None:
     tables = Tables(model, params, options)
     tables.perturbation(perturbed)
     tables.segmentation(masked)
+    tables.pointing(perturbed)
     tables.ablations(masked, perturbed)
     tables.sanity(checked)
 

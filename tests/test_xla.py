@@ -23,7 +23,8 @@ def test_sums_for_several_classes():
     expected = jax.jit(gradients)(jnp.asarray(x), jnp.asarray(g))
     found = jax.jit(gradients)(jnp.asarray(x, jnp.float32), jnp.asarray(g, jnp.float32))
     assert expected.dtype == np.float64
-    assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
+    error = np.abs(np.asarray(found, np.float64) - expected).max()
+    assert error < 1e-5 * np.abs(expected).max()
 
 
 def test_flags():

@@ -28,7 +28,7 @@ from lrp_jax.evaluate.results import (
     stacked,
     write_summary,
 )
-from lrp_jax.evaluate.study import Curves, Figure, Figures, Measure, Preparation, Record, Study, Summary
+from lrp_jax.evaluate.study import Curves, Figure, Figures, Measure, Measured, Preparation, Record, Study, Summary
 from lrp_jax.files import needs
 from lrp_jax.labels import Labels
 from lrp_jax.methods import METHODS
@@ -279,4 +279,5 @@ def _summed_up(
     }
     names = protocol.curves.names if protocol.curves else ()
     drawn = dict(zip(names, mean.reshape(len(names), -1).tolist(), strict=True)) if names else {}
-    return Summary(settings, found, drawn, len(kept), skipped)
+    measured = Measured([line["image"] for line in kept], table, figures, list(protocol.options))
+    return Summary(settings, found, drawn, len(kept), skipped, measured)

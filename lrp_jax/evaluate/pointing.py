@@ -99,10 +99,9 @@ pointing = register(
         about="""Whether maps lie on the image of the class that is asked, of several in one picture.
 
 The grid pointing game, after Boehle et al. 2021 (Convolutional Dynamic Alignment Networks for Interpretable
-Classifications). The images that
-the model classifies right are put together, two or four of different classes in a picture of the model's own size (see
-lrp_jax.datasets.Composites), each in one picture at most; no masks are needed. Figures are means over the classes of a
-picture, then over the pictures, in percent:
+Classifications). The images that the model classifies right are put together, two or four of different classes in a
+picture of the model's own size (see lrp_jax.datasets.Composites), each in one picture at most; no masks are needed.
+Figures are means over the classes of a picture, then over the pictures, in percent:
 
 - share asked: of the positive relevance of a class's map, the part on the cell of that class;
 - share other: the part on that same cell when a class of another cell is asked. A method that is not class-specific has

@@ -159,4 +159,6 @@ def stacked(dataset: Dataset, batch: Sequence[Sample | None], size: int) -> tupl
 def write_summary(folder: Path, summary: Summary) -> None:
     """Write the figures of a run."""
     with replacing(folder / "summary.json") as temporary:
-        temporary.write_text(json.dumps(dataclasses.asdict(summary), indent=1) + "\n")
+        told = {f.name: getattr(summary, f.name) for f in dataclasses.fields(summary) if f.name != "measured"}
+        figures = {name: dataclasses.asdict(figure) for name, figure in summary.figures.items()}
+        temporary.write_text(json.dumps(told | {"figures": figures}, indent=1) + "\n")

@@ -35,6 +35,22 @@ class Figure:
     high: float
 
 
+class Measured(NamedTuple):
+    """What figures are made of.
+
+    Attributes:
+        images: the keys of the images.
+        numbers: ``[n, D]``, of each image.
+        figures: how figures come from their means.
+        options: the names of the protocol's options.
+    """
+
+    images: Sequence[str]
+    numbers: np.ndarray
+    figures: Figures
+    options: Sequence[str]
+
+
 @dataclasses.dataclass(frozen=True)
 class Summary:
     """What a run found.
@@ -45,6 +61,7 @@ class Summary:
         curves: by name; empty where a protocol has none.
         images: how many were evaluated.
         skipped: name and reason of those that were not.
+        measured: what the figures are made of, to be compared with another run by :func:`difference`.
     """
 
     settings: Mapping[str, Any]
@@ -52,6 +69,7 @@ class Summary:
     curves: Mapping[str, list[float]]
     images: int
     skipped: Mapping[str, str]
+    measured: Measured = dataclasses.field(repr=False, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -271,3 +271,46 @@ def test_a_protocol_of_ones_own(small, tmp_path):
             evaluate.draw_curves(summary, tmp_path / "curves.png")
     finally:
         del evaluate.PROTOCOLS["brightness"]
+
+
+class TestDifference:
+    """Of two methods, over the same images."""
+
+    @staticmethod
+    def runs(folder, n=12, **options):
+        model, params = lrp_jax.load("demo")
+        return [
+            evaluate.segmentation(model, params, DigitDataset(n), folder / method, method=method, batch_size=4)
+            for method in ("generic_attention", "raw_attention")
+        ]
+
+    def test_it_is_that_of_the_figures(self, tmp_path):
+        first, second = self.runs(tmp_path)
+        found = evaluate.difference(first, second)
+        for name, figure in found.items():
+            assert figure.value == pytest.approx(first.figures[name].value - second.figures[name].value)
+            assert figure.low <= figure.value <= figure.high
+        assert found["share on target"].low > 0
+        assert all(f == evaluate.Figure(0, 0, 0) for f in evaluate.difference(first, first).values())
+        pair = (first.figures["mAP"], second.figures["mAP"])
+        assert found["mAP"].high - found["mAP"].low < sum(f.high - f.low for f in pair)
+
+    def test_other_images_and_protocols(self, tmp_path):
+        first, _ = self.runs(tmp_path / "some")
+        model, params = lrp_jax.load("demo")
+        few = evaluate.segmentation(
+            model, params, DigitDataset(4), tmp_path / "few", method="raw_attention", batch_size=4
+        )
+        assert evaluate.difference(few, first)["mIoU"].value != 0
+        other = evaluate.perturbation(
+            model, params, DigitDataset(4), tmp_path / "p", method="raw_attention", batch_size=4
+        )
+        with pytest.raises(ValueError, match="one protocol, got 'segmentation' and 'perturbation'"):
+            evaluate.difference(first, other)
+        with pytest.raises(ValueError, match="one dataset"):
+            evaluate.difference(
+                first,
+                evaluate.segmentation(
+                    model, params, DigitDataset(4, seed=9), tmp_path / "s", method="raw_attention", batch_size=4
+                ),
+            )
