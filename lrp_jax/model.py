@@ -117,12 +117,13 @@ class WithTokens(WithBlocks, Protocol):
         """The tokens to which position embeddings are added; None: none are."""
         ...
 
-    def forward_apart(self, params: Params, image: Array, taps: Array) -> Array:
-        """The tokens that leave each block, ``[L, N, D]``, of which no derivative goes to what enters the block.
+    def forward_apart(self, params: Params, image: Array, entering: Sequence[Array], taps: Array) -> Array:
+        """The tokens that leave each block, ``[L, N, D]``, of what is said to enter it.
 
         Args:
             params: the parameters.
-            image: ``[H, W, channels]``.
+            image: ``[H, W, channels]``, for what else is read of it.
+            entering: at ``blocks``, as ``forward_through`` gives it.
             taps: ``[l, h, N, N]``, to be added to the attention of the last l blocks, a pooling attention left out.
         """
         ...

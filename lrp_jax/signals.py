@@ -251,12 +251,16 @@ def gradients_of_blocks(
 
     def read(tokens: Array) -> Array:
         logits = model.read(params, image, jnp.broadcast_to(tokens.mean(axis=0), tokens.shape))
-        return logits / jnp.linalg.norm(logits) if cosine else logits
+        if not cosine:
+            return logits
+        square = (logits * logits).sum()
+        return jnp.where(square > 0, logits * jax.lax.rsqrt(jnp.where(square > 0, square, 1)), logits)
 
     def run(taps: Array) -> Array:
-        return jax.vmap(read)(model.forward_apart(params, image, taps)).sum(axis=0)
+        return jax.vmap(read)(model.forward_apart(params, image, entering, taps)).sum(axis=0)
 
-    logits = classify(model, params, image).logits
+    zeros = [place.zeros() for place in model.blocks]
+    logits, entering = model.forward_through(params, image, model.blocks, zeros, GRADIENT)
     targets = predicted(logits, targets)
     _, pull = jax.vjp(run, taps)
     (sent,) = jax.vmap(pull)(directions(targets, logits))

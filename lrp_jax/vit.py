@@ -191,8 +191,8 @@ class ViT(nn.Module):
             taps: ``[l, h, N, N]``, added to the last l of the attention, or None. Pass zeros and
                 differentiate by them: their cotangent is the gradient, or the relevance, of that attention.
             added: ``[L, N, D]``, likewise added to the tokens that enter the blocks, or None.
-            apart: whether the tokens that leave each block are returned instead, ``[L, N, D]``, of which no derivative
-                goes to what enters it; ``taps`` are then of blocks alone.
+            apart: whether ``added`` enters the blocks, and the tokens that leave each of them are returned instead,
+                ``[L, N, D]``; ``taps`` are then of blocks alone.
             leaving: tokens ``[N, D]`` that leave the last block, to be read in the place of the image's; or None.
 
         Returns:
@@ -243,8 +243,8 @@ class ViT(nn.Module):
     ) -> tuple[Array, list[Array]]:
         """Through the blocks: the tokens that the head reads, and attention, in parts ``[l, h, N, N]``.
 
-        With something added to what enters the blocks ``[L, N, D]``, these tokens instead of the attention; apart from
-        each other, what leaves them.
+        With something added to what enters the blocks ``[L, N, D]``, these tokens instead of the attention; apart, what
+        leaves each of them.
 
         The blocks' parameters are stacked along a first axis. One compiled block runs over all but the last, which
         computes only the tokens that are read. The backward pass keeps matrix products and recomputes the rest.
@@ -265,8 +265,7 @@ class ViT(nn.Module):
 
         def run(x: Array, inputs: tuple[Any, ...], block: _Block, rows: int | None = None) -> tuple[Array, Array]:
             layer, tap, more = inputs
-            tokens = x if more is None else x + more.astype(x.dtype)
-            tokens = jax.lax.stop_gradient(tokens) if apart else tokens
+            tokens = x if more is None else more.astype(x.dtype) if apart else x + more.astype(x.dtype)
             params = jax.tree.map(lambda p: p[layer], blocks)
             found: Any = block.apply({"params": params}, tokens, tap, rows)
             return found[0], found[0] if apart else found[1] if more is None else tokens
@@ -332,9 +331,10 @@ class ViT(nn.Module):
         return Blocks(dataclasses.replace(self.config, depth=1))
 
     @nn.nowrap
-    def forward_apart(self, params: Params, image: Array, taps: Array) -> Array:
-        """The tokens that leave each block, see :class:`lrp_jax.model.WithBlocks`."""
-        return self.clone(rules=GRADIENT).apply({"params": params}, image, taps, apart=True)  # type: ignore[return-value]
+    def forward_apart(self, params: Params, image: Array, entering: Sequence[Array], taps: Array) -> Array:
+        """The tokens that leave each block, see :class:`lrp_jax.model.WithTokens`."""
+        model = self.clone(rules=GRADIENT)
+        return model.apply({"params": params}, image, taps, *entering, apart=True)  # type: ignore[return-value]
 
     @nn.nowrap
     def read(self, params: Params, image: Array, tokens: Array) -> Array:

@@ -291,15 +291,26 @@ def test_bfloat16_parameters_give_float32_maps():
     np.testing.assert_allclose(low.relevance, full.relevance, rtol=1e-4, atol=1e-6)
 
 
-@hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=160, deadline=None, derandomize=True)
 @hypothesis.given(
     seed=st.integers(0, 2**31 - 1),
     scale=st.sampled_from([0.0, 1e-30, 1e-10, 1e-4, 1.0, 30.0]),
     weights=st.sampled_from([0.0, 1e-20, 1e-5, 1.0, 10.0]),
     constant=st.booleans(),
-    rules=st.sampled_from(["stable", "chefer"]),
+    options=st.sampled_from(
+        [
+            {"rules": "stable"},
+            {"rules": "chefer"},
+            {"method": "attnlrp", "gamma": 0.1},
+            {"method": "attnlrp", "position": True},
+            {"method": "cp_lrp", "gamma": 0.25, "gamma_at": "all", "at": "pixels"},
+            {"method": "libragrad", "full": True, "at": "blocks"},
+            {"method": "legrad", "cosine": True},
+            {"method": "generic_attention"},
+        ]
+    ),
 )
-def test_maps_are_finite(seed, scale, weights, constant, rules):
+def test_maps_are_finite(seed, scale, weights, constant, options):
     """Whatever the finite image and model: zeros, constants, tiny and large values."""
     model, params = small_model(jnp.float32)
     keys = jax.random.split(jax.random.key(seed), 2)
@@ -311,7 +322,7 @@ def test_maps_are_finite(seed, scale, weights, constant, rules):
     params = jax.tree.unflatten(structure, [n * jnp.float32(weights) for n in noise])
     images = jax.random.normal(keys[1], (1, 16, 16, 3), jnp.float32) * jnp.float32(scale)
     images = jnp.broadcast_to(images[:, :1, :1, :1], images.shape) if constant else images
-    chex.assert_tree_all_finite(lrp_jax.explain(model, params, images, jnp.array([[0, 4]]), rules=rules))
+    chex.assert_tree_all_finite(lrp_jax.explain(model, params, images, jnp.array([[0, 4]]), **options))
 
 
 @pytest.mark.slow

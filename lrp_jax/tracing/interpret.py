@@ -68,7 +68,7 @@ class Points:
 
     Attributes:
         added: what is added, to read gradient and relevance there; to those of a loop, each time.
-        apart: whether no derivative goes to what is before them; what is read keeps its own.
+        apart: whether it is put in their place instead.
         seen: where their values go, with what was added.
     """
 
@@ -80,8 +80,9 @@ class Points:
         """What a variable is from here on."""
         if variable not in self.added:
             return value
-        self.seen[variable] = value + self.added[variable]
-        return jax.lax.stop_gradient(self.seen[variable]) if self.apart else self.seen[variable]
+        added = self.added[variable]
+        self.seen[variable] = value if self.apart else value + added
+        return added if self.apart else self.seen[variable]
 
 
 def run(

@@ -132,17 +132,19 @@ class Traced(Checked):
             return None
         return layout.stage(self.program, self._place, found[0].active[0], len(self.grid))
 
-    def forward_apart(self, params: Params, image: Array, taps: Array) -> Array:
+    def forward_apart(self, params: Params, image: Array, entering: Sequence[Array], taps: Array) -> Array:
         """The tokens that leave each block, see :class:`lrp_jax.model.WithTokens`."""
         leaving = self._leaving()
         before = Recognised(self.program.inputs, [leaving], self.program.steps)
         inputs, taps = self._inputs(params, image), jnp.asarray(self._unordered(taps))
         pooling = self.program.sites - self.program.blocks
         taps = jnp.pad(taps, ((0, pooling), (0, 0), (0, 0), (0, 0)))
-        points = Points({place.variable: place.zeros() for place in self.blocks}, apart=True)
+        points = Points(
+            {place.variable: tokens for place, tokens in zip(self.blocks, entering, strict=True)}, apart=True
+        )
         (left,), _ = run(before, GRADIENT, inputs, taps, points)
-        entering = [points.seen[place.variable].reshape(-1, *leaving.shape) for place in self.blocks]
-        return jax.vmap(self._tokens)(jnp.concatenate([*entering, left[None]])[1:])
+        found = [points.seen[place.variable].reshape(-1, *leaving.shape) for place in self.blocks]
+        return jax.vmap(self._tokens)(jnp.concatenate([*found, left[None]])[1:])
 
     def read(self, params: Params, image: Array, tokens: Array) -> Array:
         """The logits ``[C]`` of tokens that leave the last block."""
