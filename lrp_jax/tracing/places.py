@@ -71,6 +71,7 @@ def _attention(program: Recognised) -> list[Step]:
         for variable in step.active:
             readers.setdefault(variable, []).append(step)
     found: dict[Step, None] = {}
+    through = set(cut_points(program))
     for step in program.steps:
         if isinstance(step, Loop):
             found |= dict.fromkeys(_attention(step.body))
@@ -78,7 +79,7 @@ def _attention(program: Recognised) -> list[Step]:
             continue
         products = [s for s in program.steps if s.equations and s.equations[0] in step.products]
         found |= dict.fromkeys([step, *products])
-        _above(products, maker, found)
+        _above(products, maker, through, found)
         _below([s for s in products if s.equations[0] is step.product], readers, found)
     return list(found)
 
@@ -87,19 +88,20 @@ def _attention(program: Recognised) -> list[Step]:
 _ONE_BY_ONE = frozenset({"move", "layer_norm", "activation"})
 
 
-def _above(products: Sequence[Step], maker: Mapping[Variable, Step], found: dict[Step, None]) -> None:
-    """The steps before some products: up to their projections, and to the norm before these."""
-    waiting, seen = [(v, False) for step in products for v in step.active], set()
+def _above(
+    products: Sequence[Step], maker: Mapping[Variable, Step], through: set[Variable], found: dict[Step, None]
+) -> None:
+    """The steps before some products, not beyond what enters the block: projections, and the norm before these."""
+    waiting = [(v, False) for step in products for v in step.active]
+    seen: set[tuple[Variable, bool]] = set()
     while waiting:
         variable, projected = waiting.pop()
         step = maker.get(variable)
-        if step is None or (variable, projected) in seen or isinstance(step, (Loop, Choice)):
+        if step is None or variable in through or (variable, projected) in seen or isinstance(step, (Loop, Choice)):
             continue
         seen.add((variable, projected))
         name = step.operation.name if step.operation else ""
-        if projected and name not in _ONE_BY_ONE:
-            continue
-        if name == "patch_embed":
+        if name == "patch_embed" or (projected and name not in _ONE_BY_ONE):
             continue
         found[step] = None
         waiting += [(v, projected or name == "dense") for v in step.active]
