@@ -3,7 +3,8 @@
     pip install torch torchvision timm "transformers==4.52.4" autolrp captum grad-cam hilrp lxt zennit
     python scripts/check_peers.py                                  # those that are installed, a row each
     python scripts/check_peers.py zennit lxt                       # some
-    python scripts/check_peers.py --authors ../Transformer-Explainability    # and the paper's authors' code
+    pip install einops
+    python scripts/check_peers.py --authors ../Transformer-Explainability    # and the code of the paper's authors
 
 Every library runs in a process of its own, because some change the classes of PyTorch until the process ends.
 """
