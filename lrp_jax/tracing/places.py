@@ -97,11 +97,13 @@ def _above(
     while waiting:
         variable, projected = waiting.pop()
         step = maker.get(variable)
-        if step is None or variable in through or (variable, projected) in seen or isinstance(step, (Loop, Choice)):
+        if step is None or (variable, projected) in seen or isinstance(step, (Loop, Choice)):
             continue
         seen.add((variable, projected))
         name = step.operation.name if step.operation else ""
         if name == "patch_embed" or (projected and name not in _ONE_BY_ONE):
+            continue
+        if variable in through and (projected or name == "add"):  # a pooling attention is all that paths pass through
             continue
         found[step] = None
         waiting += [(v, projected or name == "dense") for v in step.active]
