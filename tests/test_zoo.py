@@ -220,7 +220,7 @@ SQUARE = jax.random.normal(jax.random.key(3), (2, 32, 32, 3), jnp.float32).astyp
 TARGETS = np.array([[0, 2], [1, 1]])
 
 
-def assert_same_maps(traced, params, model, converted, tolerance=1e-9):
+def assert_same_maps(traced, params, model, converted, tolerance=1e-9, of_pixels=1e-9):
     converted = jax.tree.map(lambda p: p.astype(jnp.float64), converted)
     for method in ("transformer_attribution", "full_lrp"):
         for rules in ("stable", "chefer"):
@@ -229,6 +229,7 @@ def assert_same_maps(traced, params, model, converted, tolerance=1e-9):
             np.testing.assert_allclose(a.logits, b.logits, rtol=tolerance, atol=tolerance)
             # The authors' rules divide by sums plus 1e-9: a scale before a product or after it makes a difference.
             of_map = max(10 * tolerance, 1e-6) if rules == "chefer" else tolerance
+            of_map = max(of_map, of_pixels) if method == "full_lrp" else of_map
             np.testing.assert_allclose(a.relevance, b.relevance, rtol=0, atol=of_map * np.abs(b.relevance).max())
 
 
@@ -242,7 +243,8 @@ def test_models_of_hugging_face_are_those_that_convert_reads(name, fields):
     module = getattr(transformers, f"Flax{name}ForImageClassification")(config, (1, 32, 32, 3), dtype=jnp.float64)
     params = randomised(module.params)
     traced = lrp_jax.trace(lambda p, x: module(x.transpose(0, 3, 1, 2), params=p).logits, params, SQUARE)
-    assert_same_maps(traced, params, *lrp_jax.convert(params, num_heads=2))
+    # Their code casts pixels to float32, and so does the relevance that goes back to these.
+    assert_same_maps(traced, params, *lrp_jax.convert(params, num_heads=2), of_pixels=1e-7)
 
 
 def randomised(params, dtype=jnp.float64):
