@@ -22,7 +22,7 @@ from lrp_jax.files import needs, replacing
 from lrp_jax.model import Model, Params, WithBlocks, full_precision
 from lrp_jax.rules import GRADIENT, OPERATIONS, Rules, named
 from lrp_jax.rules.taps import Entry, with_accounts
-from lrp_jax.signals import check_rules, directions, predicted
+from lrp_jax.signals import check_rules, directions, predicted, relevance_of
 
 
 class Amount(NamedTuple):
@@ -238,7 +238,7 @@ def _of_one(
 ) -> Any:
     check_rules(model, params, image, None, rules)
     places = model.blocks if isinstance(model, WithBlocks) else ()
-    by_value = rules.times_values or rules == GRADIENT
+    rules = dataclasses.replace(rules, times_values=rules.times_values or rules == GRADIENT)
     known = {entry: i for i, entry in enumerate(entries)}
     accounts = jnp.zeros((len(known), 2), jnp.float64 if image.dtype == jnp.float64 else jnp.float32)
 
@@ -257,19 +257,16 @@ def _of_one(
     targets = predicted(logits, targets)
     weights = directions(targets, logits)
 
-    def relevance(sent: Array, value: Array) -> Array:
-        return sent * value[None] if by_value else sent
-
     to_image, to_blocks, amounts = jax.vmap(pull)(weights)
     blocks = [
-        jax.vmap(place.totals)(relevance(sent, value))
+        jax.vmap(place.totals)(relevance_of(sent, value, rules))
         for place, sent, value in zip(places, to_blocks, seen, strict=True)
     ]
     return {
         "logits": logits,
         "targets": targets,
-        "explained": relevance(weights, logits).sum(axis=-1),
+        "explained": relevance_of(weights, logits, rules).sum(axis=-1),
         "blocks": jnp.concatenate(blocks, axis=1) if blocks else None,
-        "inputs": relevance(to_image, image).reshape(len(weights), -1).sum(axis=-1),
+        "inputs": relevance_of(to_image, image, rules).reshape(len(weights), -1).sum(axis=-1),
         "amounts": amounts,
     }

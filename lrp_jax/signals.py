@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -87,6 +87,12 @@ def directions(targets: Array, logits: Array) -> Array:
     return jax.nn.one_hot(targets, logits.size, dtype=logits.dtype)
 
 
+def _pulled(pull: Callable[[Array], Any], logits: Array, targets: Array | None) -> tuple[Array, Any]:
+    """The targets, as :func:`predicted` has them, and what each sends back, ``[K, ...]``."""
+    targets = predicted(logits, targets)
+    return targets, jax.vmap(pull)(directions(targets, logits))
+
+
 class Sent(NamedTuple):
     """What rule sets sent back from the targets.
 
@@ -124,7 +130,7 @@ def signals_at_pixels(
         ValueError: ``rules`` is unknown, or ``forward`` computes something of the image without its operations.
     """
     sent = _sent(model, params, image, targets, None, rules)
-    return Explanation(sent.logits, sent.targets, _relevance(sent.to_image[:, 0], image, named(rules)))
+    return Explanation(sent.logits, sent.targets, relevance_of(sent.to_image[:, 0], image, named(rules)))
 
 
 def signals_at_stages(
@@ -171,9 +177,7 @@ def signals_at_biases(
     Raises:
         ValueError: ``rules`` is unknown or of relevance, or the model does not say where tokens enter its blocks.
     """
-    rules = named(rules)
-    if not rules.times_values:
-        raise ValueError(f"biases are multiplied by modified gradients; {rules.name} sends relevance back.")
+    rules = _modified(rules, "biases")
     _blocks(model)
     check_rules(model, params, image, None, rules)
     tokens = classify.eval_shape(model, params, image).attention.shape[-1]
@@ -186,8 +190,7 @@ def signals_at_biases(
         return model.forward(params, image, None, with_bias_taps(rules, taps, readout))[0], None
 
     logits, pull, _ = vjp(run, [rules], jnp.zeros(tokens, image.dtype))
-    targets = predicted(logits, targets)
-    (sent,) = jax.vmap(pull)(directions(targets, logits))
+    targets, (sent,) = _pulled(pull, logits, targets)
     patches = sent[:, 0, order][:, tokens - math.prod(model.grid) :]
     return Explanation(logits, targets, patches.reshape(-1, *model.grid))
 
@@ -204,9 +207,7 @@ def signals_at_positions(
     Raises:
         ValueError: ``rules`` is unknown or of relevance, or the model has no position embeddings that are added once.
     """
-    rules = named(rules)
-    if not rules.times_values:
-        raise ValueError(f"positions are multiplied by modified gradients; {rules.name} sends relevance back.")
+    rules = _modified(rules, "positions")
     if not isinstance(model, WithTokens) or model.content is None:
         raise ValueError("the model has no position embeddings that are added to its tokens, and once.")
     place = model.content
@@ -218,8 +219,7 @@ def signals_at_positions(
         return logits, parts[0]
 
     logits, pull, parts = vjp(run, [rules], place.zeros().astype(image.dtype))
-    targets = predicted(logits, targets)
-    (sent,) = jax.vmap(pull)(directions(targets, logits))
+    targets, (sent,) = _pulled(pull, logits, targets)
     maps = (jax.vmap(place.maps)(sent[:, 0] * part.reshape(1, *sent.shape[2:]))[:, 0] for part in parts)
     return Explanation(logits, targets, tuple(maps))
 
@@ -267,6 +267,14 @@ def gradients_of_blocks(
     return Explanation(logits, targets, sent)
 
 
+def _modified(rules: str | Rules, what: str) -> Rules:
+    """The rules, which must be modified gradients."""
+    rules = named(rules)
+    if not rules.times_values:
+        raise ValueError(f"{what} are multiplied by modified gradients; {rules.name} sends relevance back.")
+    return rules
+
+
 def _blocks(model: Any) -> Sequence[Place]:
     """What enters the blocks, or a ValueError."""
     if not isinstance(model, WithBlocks) or not model.blocks:
@@ -295,9 +303,8 @@ def _at_places(
     check_rules(model, params, image, None, rules)
     there = jax.eval_shape(partial(run, GRADIENT), [place.zeros() for place in places])[1]
     logits, pull, values = vjp(run, [rules], [jnp.zeros(x.shape, x.dtype) for x in there])
-    targets = predicted(logits, targets)
-    (sent,) = jax.vmap(pull)(directions(targets, logits))
-    sent = [_relevance(at[:, 0], value, rules) for at, value in zip(sent, values, strict=True)]
+    targets, (sent,) = _pulled(pull, logits, targets)
+    sent = [relevance_of(at[:, 0], value, rules) for at, value in zip(sent, values, strict=True)]
     maps = tuple(jax.vmap(place.maps)(at) for place, at in zip(places, sent, strict=True))
     return Explanation(logits, targets, maps)
 
@@ -336,11 +343,11 @@ def signals_at_attention(
     sent = _sent(model, params, image, targets, taps, *sets.values())
     found: dict[str, Any] = dict.fromkeys(asked)
     for i, (name, of_it) in enumerate(sets.items()):
-        found[name] = _relevance(sent.to_taps[:, i], sent.attention[start_layer:], named(of_it))
+        found[name] = relevance_of(sent.to_taps[:, i], sent.attention[start_layer:], named(of_it))
     return AttentionSignals(sent.logits, sent.targets, sent.attention, **found)
 
 
-def _relevance(sent: Array, value: Array, rules: Rules) -> Array:
+def relevance_of(sent: Array, value: Array, rules: Rules) -> Array:
     """What a set means by the cotangents ``[K, ...]`` that it sent to a value."""
     return sent * value[None] if rules.times_values else sent
 
@@ -360,6 +367,5 @@ def _sent(
     sets: Sequence[Rules] = [named(r) for r in rules]
     check_rules(model, params, image, taps, *sets)
     logits, pull, attention = vjp(run, sets, image, taps)
-    targets = predicted(logits, targets)
-    to_image, to_taps = jax.vmap(pull)(directions(targets, logits))
+    targets, (to_image, to_taps) = _pulled(pull, logits, targets)
     return Sent(logits, targets, attention, to_image, to_taps)

@@ -333,8 +333,8 @@ class ViT(nn.Module):
     @nn.nowrap
     def forward_apart(self, params: Params, image: Array, entering: Sequence[Array], taps: Array) -> Array:
         """The tokens that leave each block, see :class:`lrp_jax.model.WithTokens`."""
-        model = self.clone(rules=GRADIENT)
-        return model.apply({"params": params}, image, taps, *entering, apart=True)  # type: ignore[return-value]
+        found: Any = self.clone(rules=GRADIENT).apply({"params": params}, image, taps, *entering, apart=True)
+        return found
 
     @nn.nowrap
     def read(self, params: Params, image: Array, tokens: Array) -> Array:

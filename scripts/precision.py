@@ -28,7 +28,7 @@ from lrp_jax import metrics
 from lrp_jax.rules import CHEFER, RULES, Rules, stable
 
 Transform = Callable[[Callable[..., Array]], Callable[..., Array]]
-OPERATIONS = [name for name in lrp_jax.rules.base.OPERATIONS if name != "patch_embed"]
+OPERATIONS = [name for name in lrp_jax.rules.OPERATIONS if name != "patch_embed"]
 EPSILONS = (0.001, 0.01, 0.03, 0.1, 0.3)
 
 

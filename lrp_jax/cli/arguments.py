@@ -110,6 +110,11 @@ def add_batch_size(command: argparse.ArgumentParser, what: str) -> None:
     )
 
 
+def add_images(command: argparse.ArgumentParser) -> None:
+    """The pictures, see :func:`pictures_named`."""
+    command.add_argument("images", nargs="*", type=Path, metavar="IMAGE", help="a picture, or a folder of pictures")
+
+
 def pictures_named(arguments: Sequence[Path]) -> list[Path]:
     """The files named, and those in the folders named; without any, those that come with the package."""
     paths = []

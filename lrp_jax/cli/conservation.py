@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrp_jax.attribution import most_probable
-from lrp_jax.cli.arguments import add_classes, add_model, check_destination, pictures_named, targets_in
+from lrp_jax.cli.arguments import add_classes, add_images, add_model, check_destination, pictures_named, targets_in
 from lrp_jax.cli.models import load_model
 from lrp_jax.conservation import conservation
 from lrp_jax.files import needs
@@ -29,7 +29,7 @@ def add(commands: Any) -> None:
         "the example scenes that come with the package. JAX_ENABLE_X64=1 computes in float64.",
     )
     command.set_defaults(run=run)
-    command.add_argument("images", nargs="*", type=Path, metavar="IMAGE", help="a picture, or a folder of pictures")
+    add_images(command)
     add_model(command)
     add_classes(command)
     command.add_argument(

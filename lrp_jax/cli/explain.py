@@ -23,6 +23,7 @@ from lrp_jax.attribution import explain, most_probable
 from lrp_jax.cli.arguments import (
     add_batch_size,
     add_classes,
+    add_images,
     add_method,
     add_model,
     check_one_map,
@@ -48,7 +49,7 @@ def add(commands: Any) -> None:
         "Without images, explains the example scenes that come with the package.",
     )
     command.set_defaults(run=run)
-    command.add_argument("images", nargs="*", type=Path, metavar="IMAGE", help="a picture, or a folder of pictures")
+    add_images(command)
     add_model(command)
     add_classes(command)
     command.add_argument(

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from lrp_jax.maps import unit_range
-from lrp_jax.methods.base import check_block, for_each, patches, register, rollout, row
+from lrp_jax.methods.base import check_block, check_truths, for_each, patches, register, rollout, row
 from lrp_jax.model import Model, Params, classify, number_of_layers
 from lrp_jax.signals import Explanation, gradients_of_blocks, predicted, signals_at_attention
 
@@ -95,8 +95,7 @@ def legrad(
     Raises:
         ValueError: an option is out of range, or the model does not say where its blocks are.
     """
-    if not isinstance(cosine, bool):
-        raise ValueError(f"cosine must be True or False, got {cosine!r}.")
+    check_truths(cosine=cosine)
     check_block(model, params, image, start_layer=start_layer)
     found = gradients_of_blocks(model, params, image, targets, start_layer=start_layer, cosine=cosine)
     relevance = jnp.maximum(found.relevance, 0).mean(axis=(2, 3)).sum(axis=1)

@@ -184,6 +184,13 @@ def check_counts(**options: Any) -> None:
             raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
 
 
+def check_truths(**options: Any) -> None:
+    """Refuse options that are neither True nor False."""
+    for name, value in options.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} must be True or False, got {value!r}.")
+
+
 def check_seed(seed: Any) -> None:
     """Refuse what is no seed of a random key."""
     if not is_integer(seed) or not 0 <= seed < 2**32:

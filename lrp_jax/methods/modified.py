@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from jax import Array
 
-from lrp_jax.methods.base import register
+from lrp_jax.methods.base import check_truths, register
 from lrp_jax.model import Model, Params
 from lrp_jax.rules import ALI_LRP, ATTNLRP, CP_LRP, LIBRAGRAD, Rules, with_gamma
 from lrp_jax.signals import (
@@ -48,7 +47,7 @@ def attnlrp(
             ``position``, has no position embeddings or is not explained at its tokens.
     """
     rules = with_gamma(ATTNLRP, gamma, gamma_at)
-    _check_truth("position", position)
+    check_truths(position=position)
     if position and at != "tokens":
         raise ValueError(f"position=True is of at='tokens', got at={at!r}.")
     if position:
@@ -108,7 +107,7 @@ def libragrad(
         ValueError: an option is none of these, ``full`` is of the pixels, or the model does not say where tokens enter
             its blocks.
     """
-    _check_truth("full", full)
+    check_truths(full=full)
     if full and at == "pixels":
         raise ValueError("full=True is of at='tokens' or at='blocks', got at='pixels'.")
     found = _relevance(model, params, image, targets, LIBRAGRAD, at)
@@ -116,11 +115,6 @@ def libragrad(
         return found
     biases = signals_at_biases(model, params, image, found.targets, LIBRAGRAD).relevance
     return dataclasses.replace(found, relevance=found.relevance + biases)
-
-
-def _check_truth(name: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise ValueError(f"{name} must be True or False, got {value!r}.")
 
 
 def _relevance(model: Model, params: Params, image: Array, targets: Array | None, rules: Rules, at: str) -> Explanation:

@@ -7,7 +7,7 @@ import dataclasses
 import jax.numpy as jnp
 from jax import Array
 
-from lrp_jax.methods.base import check_block, patches, register, rollout, row
+from lrp_jax.methods.base import check_block, check_truths, patches, register, rollout, row
 from lrp_jax.model import Model, Params
 from lrp_jax.rules import Rules
 from lrp_jax.signals import Explanation, signals_at_attention, signals_at_pixels, signals_at_stages
@@ -77,8 +77,7 @@ def full_lrp(
     Raises:
         ValueError: ``rules`` is unknown, ``stages`` is no truth value, or the model is not traced.
     """
-    if not isinstance(stages, bool):
-        raise ValueError(f"stages must be True or False, got {stages!r}.")
+    check_truths(stages=stages)
     if stages:
         return signals_at_stages(model, params, image, targets, rules)
     pixels = signals_at_pixels(model, params, image, targets, rules)
@@ -133,8 +132,7 @@ def single_block(
         ValueError: ``block`` is not a block, or not the last of a model that pools by attention, whose other blocks
             have no row that the head reads; ``gradient`` is not a truth value; or ``rules`` is unknown.
     """
-    if not isinstance(gradient, bool):
-        raise ValueError(f"gradient must be True or False, got {gradient!r}.")
+    check_truths(gradient=gradient)
     layers = check_block(model, params, image, negative=True, block=block)
     if model.readout is None and block not in (-1, layers - 1):
         raise ValueError(f"block must be the last, {layers - 1}, of a model that pools by attention; got {block}.")

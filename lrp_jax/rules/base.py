@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -172,6 +172,12 @@ def merge(choose: Sequence[bool], chosen: Iterable[Any], others: Iterable[Any]) 
     """The next of ``chosen`` where ``choose`` says so, and what is at that place of ``others`` elsewhere."""
     upcoming = iter(chosen)
     return [next(upcoming) if choice else other for choice, other in zip(choose, others, strict=True)]
+
+
+def of_arrays(function: Operation, arguments: Sequence[Any], options: Mapping[str, Any]) -> Operation:
+    """A function of the arrays among some arguments, the rest and its options bound."""
+    is_array = [isinstance(argument, Array) for argument in arguments]
+    return lambda *arrays: function(*merge(is_array, arrays, arguments), **options)
 
 
 def safe_divide(a: Array, b: Array) -> Array:

@@ -7,6 +7,7 @@ import fnmatch
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from lrp_jax.checks import check_choice, set_field
 from lrp_jax.rules.base import GRADIENT, OPERATIONS, PARTS, Rules, named
 
 
@@ -32,14 +33,13 @@ class Where:
 
     def __post_init__(self) -> None:
         for name, known in (("kind", OPERATIONS), ("part", PARTS)):
-            value = getattr(self, name)
-            if value is not None and value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}.")
+            if getattr(self, name) is not None:
+                check_choice(self, name, known)
         depths = self.depth if isinstance(self.depth, (Sequence, range)) else (0 if self.depth is None else self.depth,)
         if isinstance(depths, str) or not all(isinstance(d, int) and not isinstance(d, bool) for d in depths):
             raise ValueError(f"depth must be the number of a block, or several; got {self.depth!r}.")
         if self.depth is not None:
-            object.__setattr__(self, "depth", tuple(depths))
+            set_field(self, "depth", tuple(depths))
         for name in ("parameter", "line"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, str) and value):

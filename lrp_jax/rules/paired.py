@@ -22,7 +22,7 @@ from jax import Array
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from lrp_jax.rules.base import GRADIENT, OPERATIONS, Operation, Rules, merge
+from lrp_jax.rules.base import GRADIENT, OPERATIONS, Operation, Rules, merge, of_arrays
 
 _AXIS = "copies of the example, one for each rule set"
 
@@ -90,17 +90,12 @@ class _Bound:
     tag: str
 
     def __call__(self, *arguments: Any, **options: Any) -> Array:
-        is_array = [isinstance(argument, Array) for argument in arguments]
         ordinary = getattr(GRADIENT, self.name)
-
-        def of_arrays(function: Operation) -> Operation:
-            return lambda *arrays: function(*merge(is_array, arrays, arguments), **options)
-
         return operation.bind(
             *(argument for argument in arguments if isinstance(argument, Array)),
             name=self.tag + self.name,
-            ordinary=of_arrays(ordinary),
-            rules=tuple(None if rule is ordinary else of_arrays(rule) for rule in self.rules),
+            ordinary=of_arrays(ordinary, arguments, options),
+            rules=tuple(None if rule is ordinary else of_arrays(rule, arguments, options) for rule in self.rules),
         )
 
 

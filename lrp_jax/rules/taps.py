@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lrp_jax.rules.base import GRADIENT, OPERATIONS, Operation, Rules, merge
+from lrp_jax.rules.base import GRADIENT, OPERATIONS, Operation, Rules, of_arrays
 
 
 def everywhere(rules: Rules, change: Callable[[Rules, dict[str, Any]], Rules], keys: tuple[str, ...]) -> Rules:
@@ -121,10 +121,9 @@ def with_accounts(rules: Rules, account: Callable[[Entry], Array]) -> Rules:
     Returns:
         The rules, for a model that runs every block by itself.
     """
-    by_value = rules.times_values or rules == GRADIENT
 
     def total(cotangent: Array, value: Array) -> Array:
-        return (cotangent * value if by_value else cotangent).sum()
+        return (cotangent * value if rules.times_values else cotangent).sum()
 
     def change(rules: Rules, place: dict[str, Any]) -> Rules:
         def counted(kind: str) -> Operation:
@@ -132,17 +131,14 @@ def with_accounts(rules: Rules, account: Callable[[Entry], Array]) -> Rules:
             read = 2 if kind in ("matmul", "add", "multiply") else 1  # activations; what follows are parameters
 
             def run(*arguments: Any, **options: Any) -> Array:
-                is_array = [isinstance(argument, Array) for argument in arguments]
-
-                def of_arrays(*arrays: Array) -> Array:
-                    return operation(*merge(is_array, arrays, arguments), **options)
+                bound = of_arrays(operation, arguments, options)
 
                 @jax.custom_vjp
                 def value(zeros: Array, *arrays: Array) -> Array:
-                    return of_arrays(*arrays)
+                    return bound(*arrays)
 
                 def forward(zeros: Array, *arrays: Array) -> tuple[Array, Any]:
-                    result, pull = jax.vjp(of_arrays, *arrays)
+                    result, pull = jax.vjp(bound, *arrays)
                     return result, (zeros, pull, result, arrays)
 
                 def backward(residuals: Any, received: Array) -> tuple[Array, ...]:

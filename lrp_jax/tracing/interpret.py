@@ -15,7 +15,7 @@ from jax import Array
 
 from lrp_jax.program import Variable
 from lrp_jax.rules import Rules
-from lrp_jax.tracing.steps import Choice, Loop, Recognised, Site, Step
+from lrp_jax.tracing.steps import Choice, Loop, Recognised, Site, Step, sites_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +55,9 @@ class Turn:
             if isinstance(step, Loop):
                 for i in range(step.length):
                     found += self.inner(step, i, passed).all_rules(rules, step.body)
-                passed += step.length * step.body.sites
             else:
                 found.append(self.rules(rules, step))
-                passed += isinstance(step, Site)
+            passed += sites_of(step)
         return found
 
 

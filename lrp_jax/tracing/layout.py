@@ -295,12 +295,10 @@ def block_inputs(program: Recognised, example: int, axes: int) -> list[Stage]:
     found = [entered for entered in entering if entered is not None]
     if not found or len(found) < len(entering):
         return []
-    first = found[0][0]
-    ((reached, centre),) = centres(program, example, [first], axes)
-    layout = _layout(reached, centre, axes, _tolerance(program, example), others=True)
-    if layout is None or {v.shape for v, _ in found} != {first.shape}:
+    first = stage(program, example, found[0][0], axes)
+    if first is None or {v.shape for v, _ in found} != {first.variable.shape}:
         return []
-    return [Stage(variable, *layout, times) for variable, times in found]
+    return [dataclasses.replace(first, variable=variable, times=times) for variable, times in found]
 
 
 def _entering(

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from lrp_jax.program import Variable, dominators
-from lrp_jax.tracing.steps import Choice, Loop, Names, Place, Recognised, Site, Step
+from lrp_jax.tracing.steps import Choice, Loop, Names, Place, Recognised, Site, Step, sites_of
 
 
 def locate(program: Recognised, names: Sequence[str], example: int) -> Variable | None:
@@ -137,7 +137,7 @@ def _divide(program: Recognised, starts: Sequence[tuple[Variable, Step]], *, is_
         while block + 1 < len(starts) and i >= first[block + 1]:
             block += 1
             of = starts[block - 1][1] if block else None
-            blocks += 0 if of is None else _blocks(of)
+            blocks += 0 if of is None else sites_of(of)
         if isinstance(step, Loop) and any(step is of for _, of in starts):
             inner = block_starts(step.body, None)
             if inner:
@@ -146,10 +146,6 @@ def _divide(program: Recognised, starts: Sequence[tuple[Variable, Step]], *, is_
         part = step.place.part or ("mlp" if inside else "embedding" if block < 0 else "head")
         step.place = dataclasses.replace(step.place, part=part, block=blocks if inside else None)
     return end
-
-
-def _blocks(step: Step) -> int:
-    return step.length * step.body.sites if isinstance(step, Loop) else 1
 
 
 def _end(program: Recognised, starts: Sequence[tuple[Variable, Step]], first: Sequence[int]) -> int:

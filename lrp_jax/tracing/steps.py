@@ -125,7 +125,7 @@ class Recognised:
     @property
     def sites(self) -> int:
         """How many attention maps it has."""
-        return sum(_sites(step) for step in self.steps)
+        return sum(sites_of(step) for step in self.steps)
 
     @property
     def blocks(self) -> int:
@@ -147,7 +147,8 @@ class Recognised:
                 yield from ((s, n * times) for s, n in program.walk())
 
 
-def _sites(step: Step) -> int:
+def sites_of(step: Step) -> int:
+    """How many attention maps a step has, as often as it is run."""
     if isinstance(step, Site):
         return 1
     return step.length * step.body.sites if isinstance(step, Loop) else 0
