@@ -250,7 +250,8 @@ def _of_one(
         counted = with_accounts(rules, account)
         if not places:
             return model.forward(params, image, None, counted)[0], []
-        return model.forward_through(params, image, places, added, counted)
+        logits, _, seen = model.forward_through(params, image, None, counted, places, added)
+        return logits, seen
 
     there = jax.eval_shape(run, image, [place.zeros() for place in places], accounts)[1]
     logits, pull, seen = jax.vjp(run, image, [jnp.zeros(x.shape, x.dtype) for x in there], accounts, has_aux=True)

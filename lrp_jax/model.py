@@ -91,19 +91,26 @@ class WithBlocks(Protocol):
         ...
 
     def forward_through(
-        self, params: Params, image: Array, places: Sequence[Any], added: Sequence[Array], rules: Rules
-    ) -> tuple[Array, Sequence[Array]]:
+        self,
+        params: Params,
+        image: Array,
+        taps: Array | None,
+        rules: Rules,
+        places: Sequence[Any],
+        added: Sequence[Array],
+    ) -> tuple[Array, Array, Sequence[Array]]:
         """As ``forward``, with something added at some places.
 
         Args:
             params: the parameters.
             image: ``[H, W, channels]``.
+            taps: as of ``forward``.
+            rules: the operations to use.
             places: some of ``blocks``.
             added: of the shapes of their ``zeros``.
-            rules: the operations to use.
 
         Returns:
-            Logits ``[C]``, and what is at these places, with what was added.
+            Logits ``[C]`` and attention, as of ``forward``, and what is at these places, with what was added.
         """
         ...
 

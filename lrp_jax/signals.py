@@ -146,7 +146,7 @@ def signals_at_stages(
     """
     if not isinstance(model, Checked) or not model.stages:
         raise ValueError("stages are those of a traced model of images (lrp_jax.trace).")
-    found = _at_places(model, params, image, targets, rules, model.stages)
+    found, _ = _at_places(model, params, image, targets, rules, model.stages)
     return dataclasses.replace(found, relevance=tuple(maps[:, 0] for maps in found.relevance))
 
 
@@ -161,8 +161,14 @@ def signals_at_blocks(
     Raises:
         ValueError: ``rules`` is unknown, or the model does not say where tokens enter its blocks.
     """
-    found = _at_places(model, params, image, targets, rules, _blocks(model))
-    return dataclasses.replace(found, relevance=jnp.concatenate(found.relevance, axis=1))
+    return _at_blocks(model, params, image, targets, rules, None)[0]
+
+
+def signals_at_blocks_and_attention(
+    model: Model, params: Params, image: Array, targets: Array | None, rules: str | Rules, *, start_layer: int = 0
+) -> tuple[Explanation, Array]:
+    """In one pass, :func:`signals_at_blocks` and the relevance of :func:`signals_at_attention`."""
+    return _at_blocks(model, params, image, targets, rules, zero_taps(model, params, image, start_layer))
 
 
 def signals_at_biases(
@@ -260,7 +266,7 @@ def gradients_of_blocks(
         return jax.vmap(read)(model.forward_apart(params, image, entering, taps)).sum(axis=0)
 
     zeros = [place.zeros() for place in model.blocks]
-    logits, entering = model.forward_through(params, image, model.blocks, zeros, GRADIENT)
+    logits, _, entering = model.forward_through(params, image, None, GRADIENT, model.blocks, zeros)
     targets = predicted(logits, targets)
     _, pull = jax.vjp(run, taps)
     (sent,) = jax.vmap(pull)(directions(targets, logits))
@@ -291,22 +297,40 @@ def check_rules(model: Model, params: Params, image: Array, taps: Array | None, 
         check_patterns(model, params, image, rules)
 
 
+def _at_blocks(
+    model: Any, params: Params, image: Array, targets: Array | None, rules: str | Rules, taps: Array | None
+) -> tuple[Explanation, Any]:
+    """Maps ``[K, L, rows, cols]`` of what enters the blocks; relevance at the taps."""
+    found, at_taps = _at_places(model, params, image, targets, rules, _blocks(model), taps)
+    return dataclasses.replace(found, relevance=jnp.concatenate(found.relevance, axis=1)), at_taps
+
+
 def _at_places(
-    model: Any, params: Params, image: Array, targets: Array | None, rules: str | Rules, places: Sequence[Place]
-) -> Explanation:
-    """Maps ``[K, times, rows, cols]`` of relevance at some places, a tuple."""
+    model: Any,
+    params: Params,
+    image: Array,
+    targets: Array | None,
+    rules: str | Rules,
+    places: Sequence[Place],
+    taps: Array | None = None,
+) -> tuple[Explanation, Any]:
+    """Maps ``[K, times, rows, cols]`` of relevance at some places, a tuple; relevance at the taps, or None."""
     rules = named(rules)
 
-    def run(rules: Rules, added: Sequence[Array]) -> tuple[Array, Sequence[Array]]:
-        return model.forward_through(params, image, places, added, rules)
+    def run(rules: Rules, taps: Array | None, added: Sequence[Array]) -> tuple[Array, tuple[Array, Sequence[Array]]]:
+        logits, attention, there = model.forward_through(params, image, taps, rules, places, added)
+        return logits, (attention, there)
 
-    check_rules(model, params, image, None, rules)
-    there = jax.eval_shape(partial(run, GRADIENT), [place.zeros() for place in places])[1]
-    logits, pull, values = vjp(run, [rules], [jnp.zeros(x.shape, x.dtype) for x in there])
-    targets, (sent,) = _pulled(pull, logits, targets)
-    sent = [relevance_of(at[:, 0], value, rules) for at, value in zip(sent, values, strict=True)]
+    check_rules(model, params, image, taps, rules)
+    _, (_, there) = jax.eval_shape(partial(run, GRADIENT), taps, [place.zeros() for place in places])
+    added = [jnp.zeros(x.shape, x.dtype) for x in there]
+    logits, pull, (attention, values) = vjp(run, [rules], taps, added)
+    targets, (to_taps, to_places) = _pulled(pull, logits, targets)
+    sent = [relevance_of(at[:, 0], value, rules) for at, value in zip(to_places, values, strict=True)]
     maps = tuple(jax.vmap(place.maps)(at) for place, at in zip(places, sent, strict=True))
-    return Explanation(logits, targets, maps)
+    if taps is not None:
+        to_taps = relevance_of(to_taps[:, 0], attention[len(attention) - len(taps) :], rules)
+    return Explanation(logits, targets, maps), to_taps
 
 
 def signals_at_attention(

@@ -197,27 +197,29 @@ class ViT(nn.Module):
 
         Returns:
             Logits ``[C]`` and attention probabilities ``[L, h, N, N]``; a pooling attention is the last of them, its
-            one query in row 0 and nothing below. With ``added``, the tokens ``[L, N, D]`` instead of the attention.
+            one query in row 0 and nothing below. With ``added``, the tokens ``[L, N, D]`` too.
         """
         pool_tap = None
         if self.config.readout == "attention" and taps is not None and not apart:
             taps, pool_tap = taps[:-1], taps[-1]
-        seen: list[Array] = []
+        attention: list[Array] = []
+        entering: list[Array] = []
         if leaving is None:
             shape = self.config.image_shape
             if image is None or image.shape != shape:
                 got = None if image is None else image.shape
                 raise ValueError(f"an image must be [H, W, channels] = {shape}, got {got}.")
-            x, seen = self._encode(self._embed(image), taps, added, apart)
+            x, attention, entering = self._encode(self._embed(image), taps, added, apart)
             if apart:
-                return jnp.concatenate(seen)
+                return jnp.concatenate(attention)
         else:
             x = leaving
         features, pooling = self._read(x, pool_tap)
         logits = _Dense(self.rules.at(part="head"), self.config.num_classes, name="head")(features)
-        if added is None and leaving is None:
-            seen = [*seen, *pooling]
-        return logits, jnp.concatenate(seen) if seen else None
+        if leaving is not None:
+            return logits, None
+        found = logits, jnp.concatenate([*attention, *pooling])
+        return found if added is None else (*found, jnp.concatenate(entering))
 
     # The stages below are parts of the compact method above: their parameters are the model's own.
 
@@ -240,11 +242,11 @@ class ViT(nn.Module):
     @nn.nowrap
     def _encode(
         self, x: Array, taps: Array | None, added: Array | None, apart: bool = False
-    ) -> tuple[Array, list[Array]]:
+    ) -> tuple[Array, list[Array], list[Array]]:
         """Through the blocks: the tokens that the head reads, and attention, in parts ``[l, h, N, N]``.
 
-        With something added to what enters the blocks ``[L, N, D]``, these tokens instead of the attention; apart, what
-        leaves each of them.
+        With something added to what enters the blocks ``[L, N, D]``, these tokens too; apart, what leaves each of them
+        instead of the attention.
 
         The blocks' parameters are stacked along a first axis. One compiled block runs over all but the last, which
         computes only the tokens that are read. The backward pass keeps matrix products and recomputes the rest.
@@ -263,17 +265,17 @@ class ViT(nn.Module):
         else:
             blocks = self.param("blocks", init_blocks)
 
-        def run(x: Array, inputs: tuple[Any, ...], block: _Block, rows: int | None = None) -> tuple[Array, Array]:
+        def run(x: Array, inputs: tuple[Any, ...], block: _Block, rows: int | None = None) -> tuple[Array, Any]:
             layer, tap, more = inputs
             tokens = x if more is None else more.astype(x.dtype) if apart else x + more.astype(x.dtype)
             params = jax.tree.map(lambda p: p[layer], blocks)
             found: Any = block.apply({"params": params}, tokens, tap, rows)
-            return found[0], found[0] if apart else found[1] if more is None else tokens
+            return found[0], (found[0] if apart else found[1], None if more is None else tokens)
 
         last, first_tapped = depth - 1, min(depth - (0 if taps is None else len(taps)), depth - 1)
         changes = (i for i in range(1, depth) if rules[i] != rules[i - 1])
         cuts = sorted({0, first_tapped, last, *changes})
-        seen = []
+        seen: list[tuple[Array, Array]] = []
         for start, end in itertools.pairwise(cuts):
             once = functools.partial(run, block=_Block(self.config, rules[start], parent=None))
             step = jax.checkpoint(once, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)
@@ -287,7 +289,9 @@ class ViT(nn.Module):
         last_tap, more = None if taps is None or not len(taps) else taps[-1], None if added is None else added[-1]
         block = _Block(self.config, rules[last], parent=None)
         x, of_last = run(x, (last, last_tap, more), block, read)
-        return x, [*seen, of_last[None]]
+        seen.append(jax.tree.map(lambda part: part[None], of_last))
+        attention, entering = zip(*seen, strict=True)
+        return x, list(attention), list(entering)
 
     @nn.nowrap
     def _read(self, x: Array, tap: Array | None) -> tuple[Array, list[Array]]:
@@ -344,11 +348,17 @@ class ViT(nn.Module):
 
     @nn.nowrap
     def forward_through(
-        self, params: Params, image: Array, places: Sequence[Blocks], added: Sequence[Array], rules: Rules
-    ) -> tuple[Array, list[Array]]:
-        """The logits, after something is added to the tokens that enter the blocks, and these tokens."""
-        found: Any = self.clone(rules=rules).apply({"params": params}, image, None, *added)
-        return found[0], [found[1]]
+        self,
+        params: Params,
+        image: Array,
+        taps: Array | None,
+        rules: Rules,
+        places: Sequence[Blocks],
+        added: Sequence[Array],
+    ) -> tuple[Array, Array, list[Array]]:
+        """Logits, attention and the tokens that enter the blocks, to which something is added."""
+        found: Any = self.clone(rules=rules).apply({"params": params}, image, taps, *added)
+        return found[0], found[1], [found[2]]
 
 
 @dataclasses.dataclass(frozen=True)

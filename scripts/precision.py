@@ -2,12 +2,15 @@
 
     python scripts/precision.py                      # the demo model on 1,000 digit scenes
     python scripts/precision.py --model B/16 --images 8    # a random Vision Transformer on random images
+    python scripts/precision.py --methods            # the methods beside it, in float32
+    python scripts/precision.py --methods --model vit.safetensors --composites composites.npz
 
 Error: largest difference over largest value, a map. Correlation: Spearman's, a map. Share and mIoU, for digit scenes:
 of the mass that falls on either digit, the part on the one asked for (masks dilated to the patch grid); the mean
 intersection over union of digit and background, for the enlarged map cut at its mean.
 
 The products that accelerators round by default are emulated: operands cut to tf32 (GPU) or bfloat16 (TPU), sums exact.
+COMPOSITES are as of ``search_maps.py``.
 """
 
 from __future__ import annotations
@@ -16,12 +19,15 @@ import argparse
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from reproduce_tables import ROWS
+from search_maps import composites
 
 import lrp_jax
 from lrp_jax import metrics
@@ -105,19 +111,20 @@ def rounding_products(function: Callable[..., Array], mantissa: int) -> Callable
 
 
 class Study:
-    """Maps of one model and one set of images, in any precision and under any rules."""
+    """Maps of one model and one set of images, in any precision, by any method and under any rules."""
 
     def __init__(self, model: lrp_jax.ViT, params: Any, images: np.ndarray, targets: np.ndarray, batch: int) -> None:
         self.model, self.params, self.images, self.targets, self.batch = model, params, images, targets, batch
 
-    def maps(self, rules: Rules, precision: str, transform: Transform | None = None) -> np.ndarray:
-        """Maps ``[n, K, rows, cols]``, float64."""
+    def maps(self, rules: Rules | None, precision: str, transform: Transform | None = None, **how: Any) -> np.ndarray:
+        """Maps ``[n, K, rows, cols]``, float64; ``how`` is the method and its options."""
+        how = how if rules is None else how | {"rules": rules}
         dtype = jnp.float64 if precision == "float64" else jnp.float32
         model = Cast(self.model, jnp.bfloat16) if precision == "bfloat16 throughout" else self.model
         params = cast(self.params, jnp.bfloat16 if precision == "bfloat16 parameters" else dtype)
 
         def relevance(params: Any, images: Array, targets: Array) -> Array:
-            return lrp_jax.explain(model, params, images, targets, rules=rules).relevance
+            return lrp_jax.explain(model, params, images, targets, **how).relevance
 
         run = jax.jit(transform(relevance) if transform else relevance)
         parts = [
@@ -211,6 +218,17 @@ def epsilons(title: str, study: Study, exact: np.ndarray, masks: np.ndarray | No
         print(f"| {epsilon or 'exact'} | {error} | {correlation} | {distance}{ending} |", flush=True)
 
 
+def methods(title: str, study: Study) -> None:
+    """Print the table of methods."""
+    table(f"{title}: float32 against float64, {study.targets.size} maps", f"method | {QUALITY}")
+    for row in ROWS:
+        if row.method in ("rise", "occlusion"):  # of forward passes alone, and many of them
+            continue
+        how = row.options | {"method": row.method}
+        maps, reference = (study.maps(None, precision, **how) for precision in ("float32", "float64"))
+        print(f"| {row.title} | {agreement(maps, reference)} |", flush=True)
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -218,10 +236,20 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--study", type=int, default=200, help="images for the tables of single rules and of epsilon")
     parser.add_argument("--batch", type=int, default=50)
+    parser.add_argument("--methods", action="store_true", help="the table of methods alone")
+    parser.add_argument("--composites", type=Path, help="pictures side by side, to be explained")
     options = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
-    model, params, images, targets, masks = draw(options.model, options.images)
-    study = Study(model, params, images, targets, min(options.batch, options.images))
+    if options.composites is None:
+        model, params, images, targets, masks = draw(options.model, options.images)
+    else:
+        model, params = lrp_jax.load(options.model)
+        images, labels, masks = composites(options.composites, model.config)
+        images, targets, masks = images[: options.images], labels[: options.images, :2], None
+    study = Study(model, params, images, targets, min(options.batch, len(images)))
+    if options.methods:
+        methods(options.model, study)
+        return
     precisions(options.model, study)
     few = slice(options.study)
     part = Study(model, params, images[few], targets[few], study.batch)

@@ -14,6 +14,7 @@ SMALL = {"image_size": 8, "patch_size": 4, "width": 8, "depth": 2, "mlp_dim": 16
 POOLING = {"readout": "attention", "prefix_tokens": 0}
 GATED = {"readout": "class_mean", "swiglu": True, "pre_norm": True}
 OPTIONS = {
+    "gated_lrp": {"gamma": 0.2},
     "smoothgrad": {"samples": 2},
     "integrated_gradients": {"steps": 2},
     "occlusion": {"chunk": 2},
@@ -36,6 +37,7 @@ CASES += [
     ("attnlrp", {"gamma": 0.2, "gamma_at": "all", "at": "pixels"}, GATED),
     ("libragrad", {"full": True}, GATED),
     ("legrad", {"cosine": True}, POOLING),
+    ("gated_lrp", {"gamma": 0.2, "at": "pixels"}, GATED),
 ]
 
 

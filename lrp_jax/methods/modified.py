@@ -1,18 +1,22 @@
-"""Maps by modified gradients, at the tokens or at the pixels: AttnLRP and its kin."""
+"""Maps by modified gradients, at the tokens or at the pixels: AttnLRP and its kin, and one made of them."""
 
 from __future__ import annotations
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 from jax import Array
 
-from lrp_jax.methods.base import check_truths, register
+from lrp_jax.maps import heatmaps
+from lrp_jax.methods.base import check_block, check_truths, register, rollout
 from lrp_jax.model import Model, Params
 from lrp_jax.rules import ALI_LRP, ATTNLRP, CP_LRP, LIBRAGRAD, Rules, with_gamma
 from lrp_jax.signals import (
     Explanation,
     signals_at_biases,
     signals_at_blocks,
+    signals_at_blocks_and_attention,
     signals_at_pixels,
     signals_at_positions,
 )
@@ -115,6 +119,66 @@ def libragrad(
         return found
     biases = signals_at_biases(model, params, image, found.targets, LIBRAGRAD).relevance
     return dataclasses.replace(found, relevance=found.relevance + biases)
+
+
+@register(class_specific=True, resolution="patch", reference="this library, docs/gated-lrp.md", signed=True)
+def gated_lrp(
+    model: Model,
+    params: Params,
+    image: Array,
+    targets: Array | None,
+    *,
+    at: str = "patches",
+    gamma: float = 0.25,
+    gamma_at: str = "mlp",
+    start_layer: int = 0,
+) -> Explanation:
+    """Relevance of tokens by CP-LRP through a gate, the rollout of the relevance of attention by the same rules.
+
+    With S the relevance of the patches, summed over all blocks, N its mean over the 3 x 3 patches around each, R the
+    rollout of ``(A * its cotangent)+``, each divided by its largest absolute value, and ``H = (3 S + N) / 4``, the map
+    is ``sqrt(H+) * R ** 1.5``, divided by its largest value, plus 0.001 of the part of N below zero.
+
+    Options:
+        at: ``"patches"``; or ``"pixels"``, where S, N and R are enlarged before they are combined, so that edges are
+            sharper.
+        gamma: as of ``attnlrp``.
+        gamma_at: likewise.
+        start_layer: the first block that enters the rollout.
+
+    Raises:
+        ValueError: an option is out of range, or the model does not say where tokens enter its blocks.
+    """
+    if at not in ("patches", "pixels") or (at == "pixels" and len(model.grid) != 2):
+        raise ValueError(f"at must be 'patches', or of images 'pixels'; got {at!r}.")
+    rules = with_gamma(CP_LRP, gamma, gamma_at)
+    check_block(model, params, image, start_layer=start_layer)
+    found, at_attention = signals_at_blocks_and_attention(model, params, image, targets, rules, start_layer=start_layer)
+    relevance = found.relevance.sum(axis=1)
+    maps = [relevance, _around(relevance), rollout(jnp.maximum(at_attention, 0).mean(axis=2), model)]
+    if at == "pixels":
+        maps = [heatmaps(m, (image.shape[0], image.shape[1])) for m in maps]
+    of_it, around, gate = map(_of_largest, maps)
+    supports = jnp.maximum(_of_largest(0.75 * of_it + 0.25 * around), 0)
+    root = jnp.where(supports > 0, jnp.sqrt(jnp.where(supports > 0, supports, 1)), 0)  # of finite gradient
+    gated = _of_largest(root * gate**1.5)
+    return dataclasses.replace(found, relevance=gated + 0.001 * jnp.minimum(around, 0))
+
+
+def _around(maps: Array) -> Array:
+    """The mean of maps ``[K, rows, cols]`` over the 3 x 3 places around each, of those that exist."""
+    window = (1, *[3] * (maps.ndim - 1))
+
+    def total(x: Array) -> Array:
+        return jax.lax.reduce_window(x, 0.0, jax.lax.add, window, (1,) * x.ndim, "SAME")
+
+    return total(maps) / total(jnp.ones_like(maps))
+
+
+def _of_largest(maps: Array) -> Array:
+    """Maps ``[K, ...]``, each divided by its largest absolute value."""
+    largest = jnp.abs(maps).max(axis=tuple(range(1, maps.ndim)), keepdims=True)
+    return maps / jnp.where(largest > 0, largest, 1)
 
 
 def _relevance(model: Model, params: Params, image: Array, targets: Array | None, rules: Rules, at: str) -> Explanation:

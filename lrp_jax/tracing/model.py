@@ -94,7 +94,12 @@ class Traced(Checked):
 
     def forward(self, params: Params, image: Array, taps: Array | None, rules: Rules) -> tuple[Array, Array]:
         """Classify one example with the operations of ``rules``: see :class:`lrp_jax.Model` and :meth:`prepare`."""
-        (logits,), parts = run(self.program, rules, self._inputs(params, image), self._unordered(taps))
+        return self._forward(params, image, taps, rules, None)
+
+    def _forward(
+        self, params: Params, image: Array, taps: Array | None, rules: Rules, points: Points | None
+    ) -> tuple[Array, Array]:
+        (logits,), parts = run(self.program, rules, self._inputs(params, image), self._unordered(taps), points)
         if self.without_attention:
             return logits.reshape(-1), jnp.zeros((0, 0, 0, 0), logits.dtype)
         attention = jnp.concatenate(parts)
@@ -179,12 +184,18 @@ class Traced(Checked):
         return value.transpose(self._token_order(value.ndim)).reshape(n, -1)
 
     def forward_through(
-        self, params: Params, image: Array, places: Sequence[layout.Stage], added: Sequence[Array], rules: Rules
-    ) -> tuple[Array, list[Array]]:
-        """The logits, after something is added at some places, and what is there then."""
+        self,
+        params: Params,
+        image: Array,
+        taps: Array | None,
+        rules: Rules,
+        places: Sequence[layout.Stage],
+        added: Sequence[Array],
+    ) -> tuple[Array, Array, list[Array]]:
+        """As ``forward``, after something is added at some places, and what is there then."""
         points = Points({place.variable: x for place, x in zip(places, added, strict=True)})
-        (logits,), _ = run(self.program, rules, self._inputs(params, image), None, points)
-        return logits.reshape(-1), [points.seen[place.variable] for place in places]
+        logits, attention = self._forward(params, image, taps, rules, points)
+        return logits, attention, [points.seen[place.variable] for place in places]
 
     @property
     def example(self) -> Any:

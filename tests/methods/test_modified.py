@@ -135,6 +135,23 @@ def test_attention_gradient_equals_the_authors(golden, golden_model, golden_imag
     assert relative_error(signals.relevance[0, 0], expected) < EXACT
 
 
+def test_cams_of_tokens_equal_the_authors(golden, golden_model, golden_images, modern):
+    """LibraGrad's XGradCAM+, of what ``forward_through`` sends back: each channel by its gradient, averaged by |token|."""
+    model, params = golden_model
+    zeros = model.blocks[0].zeros().astype(jnp.float64)
+    for case in CASES:
+        image, target = golden_images[golden[f"case{case}/image"]], int(golden[f"case{case}/target"])
+
+        def run(added, image=image, target=target):
+            logits, _, (tokens,) = model.forward_through(params, image, None, LIBRAGRAD, model.blocks, [added])
+            return logits[target], tokens
+
+        _, pull, x = jax.vjp(run, zeros, has_aux=True)
+        (g,) = pull(1.0)
+        weights = (g * abs(x)).sum(axis=1, keepdims=True) / abs(x).sum(axis=1, keepdims=True)
+        assert relative_error((weights * x).sum(axis=(0, 2)), modern[f"case{case}/libra/xgradcam_plus"]) < WITH_EPSILON
+
+
 @pytest.mark.parametrize("rules", ["cp_lrp", "libragrad"])
 def test_the_logit_is_conserved_without_biases(rules):
     """At the input of every block, and of the attention in it; the biases of this model are 0."""
@@ -147,11 +164,45 @@ def test_the_logit_is_conserved_without_biases(rules):
         np.testing.assert_allclose(found.relevance.sum((2, 3))[0], np.full(3, logit), rtol=1e-10)
 
 
+@pytest.mark.parametrize("at", ["patches", "pixels"])
+def test_gated_lrp_equals_a_plain_loop(at):
+    model, params = small_model()
+    images, targets = small_images(2), np.array([[0, 1], [2, 3]])
+    rules = with_gamma(CP_LRP, 0.1, "all")
+    found = lrp_jax.explain(
+        model, params, images, targets, method="gated_lrp", at=at, gamma=0.1, gamma_at="all", start_layer=1
+    )
+    signals = lrp_jax.attention_signals(model, params, images, targets, rules=rules)
+    over_blocks = lrp_jax.explain(
+        model, params, images, targets, method="cp_lrp", gamma=0.1, gamma_at="all", at="blocks"
+    )
+    for b, k in np.ndindex(2, 2):
+        product = np.eye(signals.attention.shape[-1])
+        for of_block in np.asarray(signals.relevance[b, k, 1:]):
+            product += np.maximum(of_block, 0).mean(axis=0) @ product
+        gate = (product[0, -16:] - np.eye(len(product))[0, -16:]).reshape(4, 4)
+        of_it = np.asarray(over_blocks.relevance[b, k])
+        around = np.array(
+            [[of_it[max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2].mean() for j in range(4)] for i in range(4)]
+        )
+        if at == "pixels":
+            of_it, around, gate = (np.asarray(lrp_jax.heatmaps(m, (16, 16))) for m in (of_it, around, gate))
+        of_it, around, gate = (m / np.abs(m).max() for m in (of_it, around, gate))
+        mixed = (3 * of_it + around) / 4
+        product = np.sqrt(np.maximum(mixed, 0)) * gate**1.5
+        expected = product / (product.max() or 1) + 0.001 * np.minimum(around, 0)
+        np.testing.assert_allclose(found.relevance[b, k], expected, rtol=0, atol=1e-12)
+
+
 def test_bad_options():
     model, params = small_model()
     for method in ("attnlrp", "cp_lrp", "ali_lrp", "libragrad"):
         with pytest.raises(ValueError, match="at must be one of tokens, blocks, pixels; got 'heads'"):
             lrp_jax.explain(model, params, small_images(1), method=method, at="heads")
+    with pytest.raises(ValueError, match="at must be 'patches', or of images 'pixels'; got 'tokens'"):
+        lrp_jax.explain(model, params, small_images(1), method="gated_lrp", at="tokens")
+    with pytest.raises(ValueError, match="start_layer must be a block, 0 to 2; got 3"):
+        lrp_jax.explain(model, params, small_images(1), method="gated_lrp", start_layer=3)
 
     class Plain:
         grid, readout, forward = model.grid, model.readout, model.forward

@@ -159,6 +159,7 @@ TOKENS = {
     "LeGrad": {"method": "legrad"},
     "LeGrad of the last": {"method": "legrad", "start_layer": 2, "cosine": True},
     "gamma": {"method": "cp_lrp", "gamma": 0.1, "at": "blocks"},
+    "gated": {"method": "gated_lrp", "start_layer": 1},
 }
 
 

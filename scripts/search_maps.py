@@ -1,0 +1,166 @@
+"""How gated LRP was found, and what it was chosen from: maps in every column of the tables, beside the best others.
+
+    python scripts/search_maps.py                               # 300 scenes that choices are made on
+    python scripts/search_maps.py --model second.safetensors    # another model of digit scenes
+    python scripts/search_maps.py --model vit.safetensors --composites composites.npz
+
+A candidate is a method under a name of its own, and a row of ``CANDIDATES``; arrows are paired with the first row.
+COMPOSITES has pictures side by side: ``images`` uint8 ``[n, H, W, channels]``, ``labels`` int ``[n, m]``, -1 for none,
+and ``masks``, of each of the m, ``[n, m, H, W]``, packed by ``np.packbits`` along the last axis.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+from reproduce_tables import Row, cell, print_table
+
+import lrp_jax
+from lrp_jax import evaluate
+from lrp_jax.cli.console import progress
+from lrp_jax.datasets import DigitDataset, sees_scenes
+from lrp_jax.methods import METHODS, register
+from lrp_jax.model import Model, Params, classify
+from lrp_jax.signals import Explanation, predicted
+
+
+def candidate(function: Callable[..., Explanation]) -> Callable[..., Explanation]:
+    """Make a function a method for the time of this script."""
+    return register(class_specific=True, resolution="pixel", reference="a candidate", signed=True)(function)
+
+
+@candidate
+def squared(model: Model, params: Params, image: Array, targets: Array | None) -> Explanation:
+    """Transformer attribution, enlarged and squared: what sharper edges alone are worth."""
+    found = METHODS["transformer_attribution"].function(model, params, image, targets, start_layer=1)
+    return dataclasses.replace(found, relevance=lrp_jax.heatmaps(found.relevance, image.shape[:2]) ** 2)
+
+
+@candidate
+def two_views(model: Model, params: Params, image: Array, targets: Array | None) -> Explanation:
+    """The mean of gated LRP at the pixels of an image moved by a quarter of a patch, to and fro."""
+    targets = predicted(classify(model, params, image)[0], targets)
+    steps = [size // grid // 4 for size, grid in zip(image.shape, model.grid, strict=False)]
+    total: Any = 0
+    for sign in (1, -1):
+        rows, cols = (sign * step for step in steps)
+        moved = _moved(image, rows, cols)
+        found = METHODS["gated_lrp"].function(model, params, moved, targets, at="pixels", start_layer=1)
+        total += jax.vmap(lambda m, rows=rows, cols=cols: _moved(m, -rows, -cols))(found.relevance)
+    return dataclasses.replace(found, relevance=total / 2)
+
+
+def _moved(image: Array, rows: int, cols: int) -> Array:
+    """An image with its content moved, its edge repeated."""
+    height, width = image.shape[:2]
+    r, c = np.arange(height) + rows, np.arange(width) + cols
+    return image[r.clip(0, height - 1)][:, c.clip(0, width - 1)]
+
+
+GAMMA = {"gamma": 0.25}
+CANDIDATES = [
+    Row("transformer attribution", "transformer_attribution", {"start_layer": 1}),
+    Row("generic attention", "generic_attention", {"start_layer": 1}),
+    Row("CP-LRP, gamma", "cp_lrp", GAMMA),
+    Row("CP-LRP, gamma, over blocks", "cp_lrp", GAMMA | {"at": "blocks"}),
+    Row("transformer attribution, squared", "squared"),
+    Row("gated LRP", "gated_lrp"),
+    Row("gated LRP, at pixels", "gated_lrp", {"at": "pixels"}),
+    Row("gated LRP, gamma everywhere", "gated_lrp", {"at": "pixels", "gamma": 0.1, "gamma_at": "all"}),
+    Row("gated LRP, two views", "two_views"),
+]
+COLUMNS = {
+    "perturbation": ("positive AUC", "negative AUC"),
+    "segmentation": ("pixel accuracy", "mAP", "mIoU", "share on target"),
+    "sanity": ("correlation of two classes",),
+}
+
+
+def of_scenes(model: Any, params: Params, rows: list[Row], options: argparse.Namespace) -> None:
+    """Print a table of digit scenes."""
+    table, first = [], {}
+    for row in rows:
+        cells = [row.title]
+        for name, kinds in COLUMNS.items():
+            images = min(options.images, 100) if name == "sanity" else options.images
+            called = "-".join(map(str, [Path(options.model).stem, options.seed, images, name, row.method]))
+            with progress(f"{row.title}, {name}", images) as (advance, _):
+                summary = evaluate.PROTOCOLS[name](
+                    model,
+                    params,
+                    DigitDataset(images, seed=options.seed),
+                    options.output / "-".join([called, *map(str, row.options.values())]),
+                    method=row.method,
+                    options=row.options,
+                    batch_size=min(20, images),
+                    progress=lambda done, _: advance(done),
+                )
+            beside = first.setdefault(name, summary)
+            cells += [cell(summary, kind, beside) for kind in kinds]
+        table.append(cells)
+    columns = ["method", *(kind.removesuffix(" AUC") for kinds in COLUMNS.values() for kind in kinds)]
+    print_table(f"{options.images} digit scenes, seed {options.seed}, {options.model}", columns, table)
+
+
+def composites(path: Path, config: lrp_jax.ViTConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images ``[n, H, W, channels]``, labels ``[n, m]`` and masks ``[n, m, H, W]`` of pictures side by side."""
+    with np.load(path) as file:
+        pixels, labels = file["images"], file["labels"]
+        masks = np.unpackbits(file["masks"], axis=-1).astype(bool)[..., : pixels.shape[2]]
+    return ((np.asarray(pixels) / 255 - config.mean) / config.std).astype(np.float32), labels, masks
+
+
+def of_composites(model: Any, params: Params, rows: list[Row], path: Path) -> None:
+    """Print a table of the grid pointing game: the share on the picture asked for, and where another is asked."""
+    images, labels, masks = composites(path, model.config)
+    counts = (labels >= 0).sum(axis=1)
+    sizes = sorted(set(counts.tolist()))
+    table = []
+    for row in rows:
+        found: dict[int, list[list[float]]] = {size: [] for size in sizes}
+        with progress(row.title, len(images)) as (advance, _):
+            for i, (image, count) in enumerate(zip(images, counts.tolist(), strict=True)):
+                there = labels[i] >= 0
+                e = lrp_jax.explain(
+                    model, params, image[None], labels[i][None, there], method=row.method, **row.options
+                )
+                shares = np.asarray(lrp_jax.metrics.shares(e.relevance[0], masks[i, there]))
+                asked = np.trace(shares) / count
+                found[count].append([asked, (shares.sum() / count - asked) / (count - 1)])
+                advance(i + 1)
+        table.append([row.title, *(f"{share:.3f}" for size in sizes for share in np.mean(found[size], axis=0))])
+    columns = [f"{size} pictures, {which}" for size in sizes for which in ("asked", "other")]
+    print_table(f"Share of positive relevance, {len(images)} composites", ["method", *columns], table)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run what is missing and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--images", type=int, default=300, help="digit scenes")
+    parser.add_argument("--seed", type=int, default=7000, help="of the scenes: 7000 to choose on, 1 to confirm")
+    parser.add_argument("--composites", type=Path, help="pictures side by side, instead of digit scenes")
+    parser.add_argument("--row", action="append", choices=[row.title for row in CANDIDATES], help="only this one")
+    parser.add_argument("--output", type=Path, default=Path("lrp_jax_search"))
+    options = parser.parse_args(arguments)
+    if options.images < 1:
+        parser.error(f"--images must be at least 1, got {options.images}.")
+    model, params = lrp_jax.load(options.model)
+    if options.composites is None and not sees_scenes(model.config, model.config):
+        parser.error("digit scenes are for models of them, such as 'demo': give --composites.")
+    rows = [row for row in CANDIDATES if not options.row or row.title in options.row]
+    if options.composites is not None:
+        of_composites(model, params, rows, options.composites)
+    else:
+        of_scenes(model, params, rows, options)
+
+
+if __name__ == "__main__":
+    main()
