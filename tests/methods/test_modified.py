@@ -136,7 +136,7 @@ def test_attention_gradient_equals_the_authors(golden, golden_model, golden_imag
 
 
 def test_cams_of_tokens_equal_the_authors(golden, golden_model, golden_images, modern):
-    """LibraGrad's XGradCAM+, of what ``forward_through`` sends back: each channel by its gradient, averaged by |token|."""
+    """LibraGrad's XGradCAM+: each channel by its gradient, averaged over tokens by their absolute values."""
     model, params = golden_model
     zeros = model.blocks[0].zeros().astype(jnp.float64)
     for case in CASES:
