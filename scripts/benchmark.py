@@ -401,6 +401,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "Ali et al.": {"method": "ali_lrp"},
     "LibraGrad": {"method": "libragrad"},
     "LibraGrad, FullGrad": {"method": "libragrad", "full": True},
+    "gated LRP": {"method": "gated_lrp"},
 }
 
 

@@ -50,6 +50,8 @@ ROWS = [
     Row("Ali et al.", "ali_lrp"),
     Row("LibraGrad", "libragrad"),
     Row("LibraGrad, FullGrad+", "libragrad", {"full": True, "at": "blocks"}),
+    Row("gated LRP", "gated_lrp"),
+    Row("gated LRP, at pixels", "gated_lrp", {"at": "pixels"}),
     Row("LRP", "full_lrp"),
     Row("partial LRP", "partial_lrp"),
     Row("LRP rollout", "lrp_rollout", {"start_layer": 1}),
