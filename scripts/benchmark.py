@@ -402,6 +402,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "LibraGrad": {"method": "libragrad"},
     "LibraGrad, FullGrad": {"method": "libragrad", "full": True},
     "gated LRP": {"method": "gated_lrp"},
+    "gated LRP, two views": {"method": "gated_lrp", "at": "pixels", "two_views": True},
 }
 
 

@@ -52,6 +52,7 @@ ROWS = [
     Row("LibraGrad, FullGrad+", "libragrad", {"full": True, "at": "blocks"}),
     Row("gated LRP", "gated_lrp"),
     Row("gated LRP, at pixels", "gated_lrp", {"at": "pixels"}),
+    Row("gated LRP, two views", "gated_lrp", {"at": "pixels", "two_views": True}),
     Row("LRP", "full_lrp"),
     Row("partial LRP", "partial_lrp"),
     Row("LRP rollout", "lrp_rollout", {"start_layer": 1}),

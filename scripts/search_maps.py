@@ -4,7 +4,7 @@
     python scripts/search_maps.py --model second.safetensors    # another model of digit scenes
     python scripts/search_maps.py --model vit.safetensors --composites composites.npz
 
-A candidate is a method under a name of its own, and a row of ``CANDIDATES``; arrows are paired with the first row.
+A candidate is a registered method with options, a row of ``CANDIDATES``; arrows are paired with the first row.
 COMPOSITES has pictures side by side: ``images`` uint8 ``[n, H, W, channels]``, ``labels`` int ``[n, m]``, -1 for none,
 and ``masks``, of each of the m, ``[n, m, H, W]``, packed by ``np.packbits`` along the last axis.
 """
@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jax import Array
 from reproduce_tables import Row, cell, print_table
@@ -27,41 +25,15 @@ from lrp_jax import evaluate
 from lrp_jax.cli.console import progress
 from lrp_jax.datasets import DigitDataset, sees_scenes
 from lrp_jax.methods import METHODS, register
-from lrp_jax.model import Model, Params, classify
-from lrp_jax.signals import Explanation, predicted
+from lrp_jax.model import Model, Params
+from lrp_jax.signals import Explanation
 
 
-def candidate(function: Callable[..., Explanation]) -> Callable[..., Explanation]:
-    """Make a function a method for the time of this script."""
-    return register(class_specific=True, resolution="pixel", reference="a candidate", signed=True)(function)
-
-
-@candidate
+@register(class_specific=True, resolution="pixel", reference="a candidate")
 def squared(model: Model, params: Params, image: Array, targets: Array | None) -> Explanation:
     """Transformer attribution, enlarged and squared: what sharper edges alone are worth."""
     found = METHODS["transformer_attribution"].function(model, params, image, targets, start_layer=1)
     return dataclasses.replace(found, relevance=lrp_jax.heatmaps(found.relevance, image.shape[:2]) ** 2)
-
-
-@candidate
-def two_views(model: Model, params: Params, image: Array, targets: Array | None) -> Explanation:
-    """The mean of gated LRP at the pixels of an image moved by a quarter of a patch, to and fro."""
-    targets = predicted(classify(model, params, image)[0], targets)
-    steps = [size // grid // 4 for size, grid in zip(image.shape, model.grid, strict=False)]
-    total: Any = 0
-    for sign in (1, -1):
-        rows, cols = (sign * step for step in steps)
-        moved = _moved(image, rows, cols)
-        found = METHODS["gated_lrp"].function(model, params, moved, targets, at="pixels", start_layer=1)
-        total += jax.vmap(lambda m, rows=rows, cols=cols: _moved(m, -rows, -cols))(found.relevance)
-    return dataclasses.replace(found, relevance=total / 2)
-
-
-def _moved(image: Array, rows: int, cols: int) -> Array:
-    """An image with its content moved, its edge repeated."""
-    height, width = image.shape[:2]
-    r, c = np.arange(height) + rows, np.arange(width) + cols
-    return image[r.clip(0, height - 1)][:, c.clip(0, width - 1)]
 
 
 GAMMA = {"gamma": 0.25}
@@ -74,7 +46,7 @@ CANDIDATES = [
     Row("gated LRP", "gated_lrp"),
     Row("gated LRP, at pixels", "gated_lrp", {"at": "pixels"}),
     Row("gated LRP, gamma everywhere", "gated_lrp", {"at": "pixels", "gamma": 0.1, "gamma_at": "all"}),
-    Row("gated LRP, two views", "two_views"),
+    Row("gated LRP, two views", "gated_lrp", {"at": "pixels", "two_views": True}),
 ]
 COLUMNS = {
     "perturbation": ("positive AUC", "negative AUC"),

@@ -307,7 +307,7 @@ def test_bfloat16_parameters_give_float32_maps():
             {"method": "libragrad", "full": True, "at": "blocks"},
             {"method": "legrad", "cosine": True},
             {"method": "generic_attention"},
-            {"method": "gated_lrp", "at": "pixels"},
+            {"method": "gated_lrp", "at": "pixels", "two_views": True},
         ]
     ),
 )

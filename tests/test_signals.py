@@ -37,7 +37,7 @@ CASES += [
     ("attnlrp", {"gamma": 0.2, "gamma_at": "all", "at": "pixels"}, GATED),
     ("libragrad", {"full": True}, GATED),
     ("legrad", {"cosine": True}, POOLING),
-    ("gated_lrp", {"gamma": 0.2, "at": "pixels"}, GATED),
+    ("gated_lrp", {"gamma": 0.2, "at": "pixels", "two_views": True}, GATED),
 ]
 
 

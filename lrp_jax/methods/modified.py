@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from lrp_jax.maps import heatmaps
 from lrp_jax.methods.base import check_block, check_truths, register, rollout
-from lrp_jax.model import Model, Params
+from lrp_jax.model import Model, Params, classify
 from lrp_jax.rules import ALI_LRP, ATTNLRP, CP_LRP, LIBRAGRAD, Rules, with_gamma
 from lrp_jax.signals import (
     Explanation,
+    predicted,
     signals_at_biases,
     signals_at_blocks,
     signals_at_blocks_and_attention,
@@ -129,6 +132,7 @@ def gated_lrp(
     targets: Array | None,
     *,
     at: str = "patches",
+    two_views: bool = False,
     gamma: float = 0.25,
     gamma_at: str = "mlp",
     start_layer: int = 0,
@@ -142,6 +146,8 @@ def gated_lrp(
     Options:
         at: ``"patches"``; or ``"pixels"``, where S, N and R are enlarged before they are combined, so that edges are
             sharper.
+        two_views: of the pixels, whether the mean of two maps is given instead, of the image moved by a quarter of a
+            patch, to and fro: less noise at twice the cost.
         gamma: as of ``attnlrp``.
         gamma_at: likewise.
         start_layer: the first block that enters the rollout.
@@ -151,12 +157,46 @@ def gated_lrp(
     """
     if at not in ("patches", "pixels") or (at == "pixels" and len(model.grid) != 2):
         raise ValueError(f"at must be 'patches', or of images 'pixels'; got {at!r}.")
-    rules = with_gamma(CP_LRP, gamma, gamma_at)
+    check_truths(two_views=two_views)
+    if two_views and at != "pixels":
+        raise ValueError(f"two_views=True is of at='pixels', got at={at!r}.")
     check_block(model, params, image, start_layer=start_layer)
+    options = with_gamma(CP_LRP, gamma, gamma_at), start_layer, at == "pixels"
+    if not two_views:
+        return _gated(model, params, image, targets, *options)
+    logits = classify(model, params, image).logits
+    targets = predicted(logits, targets)
+    rows, cols = (size // patches // 4 for size, patches in zip(image.shape, model.grid, strict=False))
+    maps = [
+        jax.vmap(partial(_moved, rows=-sign * rows, cols=-sign * cols))(
+            _gated(model, params, _moved(image, sign * rows, sign * cols), targets, *options).relevance
+        )
+        for sign in (1, -1)
+    ]
+    return Explanation(logits, targets, (maps[0] + maps[1]) / 2)
+
+
+def _moved(image: Array, rows: int, cols: int) -> Array:
+    """An image ``[H, W, ...]`` whose content is moved up and to the left, its edges repeated."""
+    height, width = image.shape[:2]
+    image = image[(np.arange(height) + rows).clip(0, height - 1)]
+    return image[:, (np.arange(width) + cols).clip(0, width - 1)]
+
+
+def _gated(
+    model: Model,
+    params: Params,
+    image: Array,
+    targets: Array | None,
+    rules: Rules,
+    start_layer: int,
+    enlarged: bool,
+) -> Explanation:
+    """Gated LRP of one view."""
     found, at_attention = signals_at_blocks_and_attention(model, params, image, targets, rules, start_layer=start_layer)
     relevance = found.relevance.sum(axis=1)
     maps = [relevance, _around(relevance), rollout(jnp.maximum(at_attention, 0).mean(axis=2), model)]
-    if at == "pixels":
+    if enlarged:
         maps = [heatmaps(m, (image.shape[0], image.shape[1])) for m in maps]
     of_it, around, gate = map(_of_largest, maps)
     supports = jnp.maximum(_of_largest(0.75 * of_it + 0.25 * around), 0)

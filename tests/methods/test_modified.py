@@ -194,6 +194,20 @@ def test_gated_lrp_equals_a_plain_loop(at):
         np.testing.assert_allclose(found.relevance[b, k], expected, rtol=0, atol=1e-12)
 
 
+def test_two_views_are_the_mean_of_two_moved_images():
+    model, params = small_model()
+    images = np.asarray(small_images(1))
+    wide = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+
+    def of(images, **options):
+        e = lrp_jax.explain(model, params, images, [[2, 0]], method="gated_lrp", at="pixels", **options)
+        return np.pad(np.asarray(e.relevance), ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge")
+
+    up, down = of(wide[:, 2:, 2:]), of(wide[:, :-2, :-2])  # by a pixel, a quarter of these patches
+    expected = (up[..., :-2, :-2] + down[..., 2:, 2:]) / 2
+    np.testing.assert_allclose(of(images, two_views=True)[..., 1:-1, 1:-1], expected, rtol=0, atol=1e-12)
+
+
 def test_bad_options():
     model, params = small_model()
     for method in ("attnlrp", "cp_lrp", "ali_lrp", "libragrad"):
@@ -201,6 +215,8 @@ def test_bad_options():
             lrp_jax.explain(model, params, small_images(1), method=method, at="heads")
     with pytest.raises(ValueError, match="at must be 'patches', or of images 'pixels'; got 'tokens'"):
         lrp_jax.explain(model, params, small_images(1), method="gated_lrp", at="tokens")
+    with pytest.raises(ValueError, match="two_views=True is of at='pixels', got at='patches'"):
+        lrp_jax.explain(model, params, small_images(1), method="gated_lrp", two_views=True)
     with pytest.raises(ValueError, match="start_layer must be a block, 0 to 2; got 3"):
         lrp_jax.explain(model, params, small_images(1), method="gated_lrp", start_layer=3)
 
