@@ -10,7 +10,7 @@ from helpers import CASES, GOLDEN, relative_error, small_images, small_model
 
 import lrp_jax
 from lrp_jax.rules import ATTNLRP, CP_LRP, GRADIENT, LIBRAGRAD, Where, composite, with_gamma
-from lrp_jax.signals import signals_at_blocks
+from lrp_jax.signals import signals_at_blocks, signals_at_pixels
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +133,19 @@ def test_attention_gradient_equals_the_authors(golden, golden_model, golden_imag
     )
     expected = modern["case0/libra/attention_gradient"] * np.asarray(signals.attention[0])
     assert relative_error(signals.relevance[0, 0], expected) < EXACT
+
+
+def test_pixels_of_one_sign_equal_the_authors(golden, golden_model, golden_images, modern):
+    """LibraGrad's DS100 at the patch embedding is gamma without an end, and without the bias."""
+    model, params = golden_model
+    embedding = params["patch_embed"]
+    positions = params["pos_embed"].at[1:].add(embedding["bias"])
+    params = params | {"patch_embed": embedding | {"bias": 0 * embedding["bias"]}, "pos_embed": positions}
+    rules = composite([(Where("patch_embed"), with_gamma(LIBRAGRAD, 1e12, "all"))], LIBRAGRAD)
+    for case in CASES:
+        image, target = golden_images[golden[f"case{case}/image"]], golden[f"case{case}/target"]
+        found = signals_at_pixels(model, params, image, target[None], rules).relevance[0].sum(axis=-1)
+        assert relative_error(found, modern[f"case{case}/libra/pixels_ds100"]) < WITH_EPSILON
 
 
 def test_cams_of_tokens_equal_the_authors(golden, golden_model, golden_images, modern):
