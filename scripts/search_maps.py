@@ -86,6 +86,13 @@ def composites(path: Path, config: lrp_jax.ViTConfig) -> tuple[np.ndarray, np.nd
     with np.load(path) as file:
         pixels, labels = file["images"], file["labels"]
         masks = np.unpackbits(file["masks"], axis=-1).astype(bool)[..., : pixels.shape[2]]
+    if pixels.shape[1:] != config.image_shape or masks.shape != (*labels.shape, *pixels.shape[1:3]):
+        raise SystemExit(
+            f"{path}: images must be [n, *{config.image_shape}] and masks of each label; got {pixels.shape}, labels "
+            f"{labels.shape} and masks {masks.shape}."
+        )
+    if (labels >= 0).sum(axis=1).min() < 2 or labels.max() >= config.num_classes:
+        raise SystemExit(f"{path}: labels must be two or more an image, of {config.num_classes} classes; got\n{labels}")
     return ((np.asarray(pixels) / 255 - config.mean) / config.std).astype(np.float32), labels, masks
 
 
