@@ -43,7 +43,7 @@ CONFIG = lrp_jax.ViTConfig(
     multi_label=True,
     class_names=("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
 )
-SIZES = ("width", "depth", "num_heads", "mlp_dim", "patch_size")
+SIZES = ("--width", "--depth", "--num-heads", "--mlp-dim", "--patch-size")
 TOKEN_WEIGHT = 4.0
 
 
@@ -96,13 +96,14 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     group = parser.add_argument_group("another model")
-    for name in SIZES:
-        group.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(CONFIG, name))
+    sizes = [flag[2:].replace("-", "_") for flag in SIZES]
+    for flag, name in zip(SIZES, sizes, strict=True):
+        group.add_argument(flag, type=int, default=getattr(CONFIG, name))
     parser.add_argument("--output", type=Path, default=Path(lrp_jax.__file__).parent / "data" / "demo.safetensors")
     options = parser.parse_args()
     options.output.parent.mkdir(parents=True, exist_ok=True)
 
-    model = lrp_jax.ViT(dataclasses.replace(CONFIG, **{name: getattr(options, name) for name in SIZES}))
+    model = lrp_jax.ViT(dataclasses.replace(CONFIG, **{name: getattr(options, name) for name in sizes}))
     params = initial_params(model, options.seed)
     peak = options.learning_rate
     schedule = optax.warmup_cosine_decay_schedule(0, peak, min(100, options.steps // 2), options.steps, peak / 100)
