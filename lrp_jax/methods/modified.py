@@ -137,7 +137,7 @@ def gated_lrp(
     gamma_at: str = "mlp",
     start_layer: int = 0,
 ) -> Explanation:
-    """Relevance of tokens by CP-LRP through a gate, the rollout of the relevance of attention by the same rules.
+    """The relevance of tokens by CP-LRP, gated by the rollout of that of attention.
 
     With S the relevance of the patches, summed over all blocks, N its mean over the 3 x 3 patches around each, R the
     rollout of ``(A * its cotangent)+``, each divided by its largest absolute value, and ``H = (3 S + N) / 4``, the map
