@@ -116,7 +116,9 @@ class Study:
     def __init__(self, model: lrp_jax.ViT, params: Any, images: np.ndarray, targets: np.ndarray, batch: int) -> None:
         self.model, self.params, self.images, self.targets, self.batch = model, params, images, targets, batch
 
-    def maps(self, rules: Rules | None, precision: str, transform: Transform | None = None, **how: Any) -> np.ndarray:
+    def maps(
+        self, rules: Rules | None, precision: str, transform: Transform | None = None, /, **how: Any
+    ) -> np.ndarray:
         """Maps ``[n, K, rows, cols]``, float64; ``how`` is the method and its options."""
         how = how if rules is None else how | {"rules": rules}
         dtype = jnp.float64 if precision == "float64" else jnp.float32
@@ -136,8 +138,9 @@ class Study:
 
 def agreement(maps: np.ndarray, reference: np.ndarray) -> str:
     """Columns of a table: error and correlation."""
+    largest = np.abs(reference).max(axis=(-2, -1))
+    error = (np.abs(maps - reference).max(axis=(-2, -1)) / np.where(largest > 0, largest, 1)).ravel()
     with np.errstate(invalid="ignore", divide="ignore"):
-        error = (np.abs(maps - reference).max(axis=(-2, -1)) / np.abs(reference).max(axis=(-2, -1))).ravel()
         correlation = metrics.spearman(maps, reference).ravel()
     errors = " | ".join(f"{e:.0e}" for e in (np.median(error), np.quantile(error, 0.99), error.max()))
     correlations = (np.median(correlation), np.quantile(correlation, 0.01), correlation.min())
