@@ -285,7 +285,7 @@ def _blocks(model: Any) -> Sequence[Place]:
     """What enters the blocks, or a ValueError."""
     if not isinstance(model, WithBlocks) or not model.blocks:
         why = getattr(model, "without_attention", "") or "where they enter its blocks cannot be told"
-        raise ValueError(f"the model has no tokens to read relevance at, {why}: use at='pixels'.")
+        raise ValueError(f"the model has no tokens to read relevance at, {why}; attnlrp and its kin have at='pixels'.")
     return model.blocks
 
 

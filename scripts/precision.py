@@ -10,7 +10,7 @@ of the mass that falls on either digit, the part on the one asked for (masks dil
 intersection over union of digit and background, for the enlarged map cut at its mean.
 
 The products that accelerators round by default are emulated: operands cut to tf32 (GPU) or bfloat16 (TPU), sums exact.
-COMPOSITES are as of ``search_maps.py``.
+COMPOSITES are as of ``composites.py``.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import composites
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from reproduce_tables import ROWS
-from search_maps import composites
 
 import lrp_jax
 from lrp_jax import metrics
@@ -247,7 +247,7 @@ def main() -> None:
         model, params, images, targets, masks = draw(options.model, options.images)
     else:
         model, params = lrp_jax.load(options.model)
-        images, labels, masks = composites(options.composites, model.config)
+        images, labels, masks = composites.read(options.composites, model.config)
         images, targets, masks = images[: options.images], labels[: options.images, :2], None
     study = Study(model, params, images, targets, min(options.batch, len(images)))
     if options.methods:

@@ -5,8 +5,7 @@
     python scripts/search_maps.py --model vit.safetensors --composites composites.npz
 
 A candidate is a registered method with options, a row of ``CANDIDATES``; arrows are paired with the first row.
-COMPOSITES has pictures side by side: ``images`` uint8 ``[n, H, W, channels]``, ``labels`` int ``[n, m]``, -1 for none,
-and ``masks``, of each of the m, ``[n, m, H, W]``, packed by ``np.packbits`` along the last axis.
+COMPOSITES has pictures side by side, see ``composites.py``. What is under ``--output`` is not computed again.
 """
 
 from __future__ import annotations
@@ -16,9 +15,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import composites
 import numpy as np
 from jax import Array
-from reproduce_tables import Row, cell, print_table
+from reproduce_tables import Row, Tables, cell, print_table
 
 import lrp_jax
 from lrp_jax import evaluate
@@ -55,25 +55,14 @@ COLUMNS = {
 }
 
 
-def of_scenes(model: Any, params: Params, rows: list[Row], options: argparse.Namespace) -> None:
+def of_scenes(tables: Tables, rows: list[Row]) -> None:
     """Print a table of digit scenes."""
-    table, first = [], {}
+    options, first, table = tables.options, {}, []
     for row in rows:
         cells = [row.title]
         for name, kinds in COLUMNS.items():
             images = min(options.images, 100) if name == "sanity" else options.images
-            called = "-".join(map(str, [Path(options.model).stem, options.seed, images, name, row.method]))
-            with progress(f"{row.title}, {name}", images) as (advance, _):
-                summary = evaluate.PROTOCOLS[name](
-                    model,
-                    params,
-                    DigitDataset(images, seed=options.seed),
-                    options.output / "-".join([called, *map(str, row.options.values())]),
-                    method=row.method,
-                    options=row.options,
-                    batch_size=min(20, images),
-                    progress=lambda done, _: advance(done),
-                )
+            summary = tables.run(evaluate.PROTOCOLS[name], row, DigitDataset(images, seed=options.seed))
             beside = first.setdefault(name, summary)
             cells += [cell(summary, kind, beside) for kind in kinds]
         table.append(cells)
@@ -81,24 +70,9 @@ def of_scenes(model: Any, params: Params, rows: list[Row], options: argparse.Nam
     print_table(f"{options.images} digit scenes, seed {options.seed}, {options.model}", columns, table)
 
 
-def composites(path: Path, config: lrp_jax.ViTConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Images ``[n, H, W, channels]``, labels ``[n, m]`` and masks ``[n, m, H, W]`` of pictures side by side."""
-    with np.load(path) as file:
-        pixels, labels = file["images"], file["labels"]
-        masks = np.unpackbits(file["masks"], axis=-1).astype(bool)[..., : pixels.shape[2]]
-    if pixels.shape[1:] != config.image_shape or masks.shape != (*labels.shape, *pixels.shape[1:3]):
-        raise SystemExit(
-            f"{path}: images must be [n, *{config.image_shape}] and masks of each label; got {pixels.shape}, labels "
-            f"{labels.shape} and masks {masks.shape}."
-        )
-    if (labels >= 0).sum(axis=1).min() < 2 or labels.max() >= config.num_classes:
-        raise SystemExit(f"{path}: labels must be two or more an image, of {config.num_classes} classes; got\n{labels}")
-    return ((np.asarray(pixels) / 255 - config.mean) / config.std).astype(np.float32), labels, masks
-
-
 def of_composites(model: Any, params: Params, rows: list[Row], path: Path) -> None:
     """Print a table of the grid pointing game: the share on the picture asked for, and where another is asked."""
-    images, labels, masks = composites(path, model.config)
+    images, labels, masks = composites.read(path, model.config)
     counts = (labels >= 0).sum(axis=1)
     sizes = sorted(set(counts.tolist()))
     table = []
@@ -127,10 +101,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=7000, help="of the scenes: 7000 to choose on, 1 to confirm")
     parser.add_argument("--composites", type=Path, help="pictures side by side, instead of digit scenes")
     parser.add_argument("--row", action="append", choices=[row.title for row in CANDIDATES], help="only this one")
+    parser.add_argument("--batch-size", type=int, default=20)
     parser.add_argument("--output", type=Path, default=Path("lrp_jax_search"))
     options = parser.parse_args(arguments)
-    if options.images < 1:
-        parser.error(f"--images must be at least 1, got {options.images}.")
+    if min(options.images, options.batch_size) < 1:
+        parser.error("--images and --batch-size must be at least 1.")
     model, params = lrp_jax.load(options.model)
     if options.composites is None and not sees_scenes(model.config, model.config):
         parser.error("digit scenes are for models of them, such as 'demo': give --composites.")
@@ -138,7 +113,8 @@ def main(arguments: list[str] | None = None) -> None:
     if options.composites is not None:
         of_composites(model, params, rows, options.composites)
     else:
-        of_scenes(model, params, rows, options)
+        options.output /= f"{Path(options.model).stem}-{options.seed}-{options.images}"
+        of_scenes(Tables(model, params, options), rows)
 
 
 if __name__ == "__main__":
