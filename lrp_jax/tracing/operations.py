@@ -148,13 +148,19 @@ def add(equation: Equation) -> Operation | None:
 def add_constant(equation: Equation) -> Operation:
     """The addition of what is no bias: positions have a part in the sum, as the other branch of a residual addition."""
     is_active = [v.active for v in equation.inputs]
+    sign = -1 if equation.primitive == "sub" else 1
 
     def run(rules: Rules, *values: Array) -> Array:
         shape = equation.outputs[0].shape
         a, b = (jnp.broadcast_to(v, shape) for v in values)
-        return rules.add(a, b) if is_active[0] else rules.add(b, a)
+        return rules.add(a, b if sign == 1 else -b) if is_active[0] else rules.add(b, a)
 
     return Operation("add", run)
+
+
+def shift(equation: Equation) -> Operation | None:
+    """The addition of a bias that is no product's own: as that of a norm, which keeps its part."""
+    return function_of_one("layer_norm", equation)
 
 
 @register("mul")

@@ -5,16 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
-from lrp_jax.program import Equation, Variable
+from lrp_jax.program import Equation
 from lrp_jax.rules import Rules
-from lrp_jax.tracing.operations import Operation, operation_of, register
+from lrp_jax.tracing.operations import Operation, register
 
 
 @register("dot_general")
@@ -113,8 +111,10 @@ def _matmul(equation: Equation, rules: Rules, *values: Array) -> Array:
 def _dense(name: str, equation: Equation, rules: Rules, *values: Array, bias: Array | None = None) -> Array:
     first = [v.active for v in equation.inputs].index(True)
     operation = getattr(rules, name)
-    merged = None if bias is None else bias.reshape(-1)  # it varies along the free axes of the kernel alone
-    return _product(equation, values, first, lambda x, w: operation(x, w, merged))
+    batch, _, _ = axes(equation, first)
+    if bias is not None and batch:  # a bias of each
+        bias = bias.reshape(math.prod(_sizes(equation.outputs[0].shape, range(len(batch)))), 1, -1)
+    return _product(equation, values, first, lambda x, w: operation(x, w, bias))
 
 
 @register("conv_general_dilated")
@@ -130,6 +130,9 @@ def _convolution(
 ) -> Array:
     dtype = equation.outputs[0].dtype
     params = equation.params | {"preferred_element_type": None}
+    if bias is not None:
+        _, (axis,) = kernel_to_output(equation)
+        bias = bias.reshape([-1 if i == axis else 1 for i in range(len(equation.outputs[0].shape))])
 
     def product(x: Array, w: Array) -> Array:
         return jax.lax.conv_general_dilated(
@@ -147,44 +150,26 @@ def _convolution(
     return getattr(rules, name)(x.astype(dtype), w.astype(dtype), bias, product=product)
 
 
-def folded(product: Equation, chain: Sequence[Equation], constants: Sequence[Variable], of_pixels: bool) -> Operation:
-    """A product with parameters, and the scales and shifts of its result, as one: with the scales in its kernel.
-
-    A bias, a batch norm after a convolution, or a layer scale. What relevance sees does not depend on how it is
-    written: a scale below zero changes the sign of what a product adds.
-    """
-    first = [v.active for v in product.inputs].index(True)
-    out, kernel_axes, out_axes = product.outputs[0], *kernel_to_output(product)
-    operation = as_patch_embed(product) if of_pixels else operation_of(product)
-    assert operation is not None
-
-    def run(rules: Rules, x: Array, kernel: Array, *values: Any) -> Any:
-        def affine(z: Array) -> Array:
-            known = dict(zip(constants, values, strict=True)) | {out: z}
-            for equation in chain:
-                read = [v.constant if v.constant is not None else known[v] for v in equation.inputs]
-                known |= zip(equation.outputs, equation.call(*read), strict=True)
-            return known[chain[-1].outputs[0]]
-
-        zeros = jnp.zeros(out.shape, out.dtype)
-        shift, scale = jax.jvp(affine, (zeros,), (jnp.ones_like(zeros),))
-        bias = shift[tuple(slice(None) if i in out_axes else slice(1) for i in range(shift.ndim))]
-        scale = scale[tuple(slice(None) if i in out_axes else 0 for i in range(scale.ndim))]
-        scale = scale.transpose(np.argsort(np.argsort(kernel_axes)))
-        scale = jnp.expand_dims(scale, [i for i in range(kernel.ndim) if i not in kernel_axes])
-        inputs = [x, kernel * scale.astype(kernel.dtype)]
-        ordered = inputs if first == 0 else inputs[::-1]
-        if shift.dtype == out.dtype:
-            return operation.run(rules, *ordered, bias=bias)
-        return operation.run(rules, *ordered).astype(shift.dtype) + shift
-
-    return Operation(operation.name, run)
-
-
 def kernel_to_output(product: Equation) -> tuple[list[int], list[int]]:
-    """The axes of a product's kernel that are axes of its result, and those."""
+    """The axes of a product's kernel that are axes of its result, those that it has one of each for; and these."""
     if product.primitive == "conv_general_dilated":
         numbers = product.params["dimension_numbers"]
         return [numbers.rhs_spec[0]], [numbers.out_spec[1]]
     side = [v.active for v in product.inputs].index(False)
-    return axes(product, side)[2], list(free_axes(product, side))
+    batch, _, free = axes(product, side)
+    return [*batch, *free], [*range(len(batch)), *free_axes(product, side)]
+
+
+def kernel_size(product: Equation) -> int:
+    """How many features a product gives."""
+    _, out_axes = kernel_to_output(product)
+    return math.prod(_sizes(product.outputs[0].shape, out_axes))
+
+
+def is_dense(equation: Equation) -> bool:
+    """Whether it is a product of an activation with parameters."""
+    if equation.primitive == "dot_general":
+        return [v.active for v in equation.inputs].count(True) == 1 and not is_scale(equation)
+    if equation.primitive != "conv_general_dilated" or equation.params["batch_group_count"] != 1:
+        return False
+    return [v.active for v in equation.inputs] == [True, False]

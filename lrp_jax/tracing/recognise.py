@@ -2,53 +2,65 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Mapping
+
+import numpy as np
 
 from lrp_jax.program import Equation, Program, Variable, parts_of_scan
-from lrp_jax.tracing import operations, products
+from lrp_jax.tracing import affine, operations, products
+from lrp_jax.tracing.channels import Channels, Numbers, is_affine, varying
 from lrp_jax.tracing.operations import Operation
 from lrp_jax.tracing.steps import Choice, Loop, Recognised, Site, Step
 from lrp_jax.tracing.units import ELEMENTWISE, MOVES, Unit, find
 
 
-def recognise(program: Program, pixels: set[Variable], unknown: list[Equation]) -> Recognised:
+def recognise(
+    program: Program,
+    pixels: set[Variable],
+    unknown: list[Equation],
+    given: Mapping[Variable, Numbers] | None = None,
+) -> Recognised:
     """What the equations of a program are to the rules.
 
     Args:
-        program: the program, active variables marked.
+        program: the program, active variables marked; changed in place.
         pixels: what is still pixels: the example, if it is an image; the first product on its way is ``patch_embed``.
         unknown: where equations go that no operation is known of.
+        given: which features its inputs are of; None: of those that are no pixels, the last axis is of features.
 
     Returns:
         The program in operations; not to be run if anything is unknown.
     """
-    return _Recogniser(program, pixels, unknown).run()
+    return _Recogniser(program, pixels, unknown, given).run()
 
 
 _AFFINE = frozenset({"add", "add_any", "sub", "mul", "div", "neg", "convert_element_type"})
 
 
-def _changes(equation: Equation, variable: Variable) -> bool:
-    """Whether an equation shifts, may change a sign, or scales features differently."""
-    if equation.primitive in {"add", "add_any", "sub", "neg"}:
-        return True
-    others = [v for v in equation.inputs if v is not variable]
-    return any(v.constant is None or bool(v.shape) or float(v.constant) < 0 for v in others)
+def _last(variable: Variable) -> Numbers:
+    """The numbers of features along the last axis."""
+    return np.broadcast_to(np.arange(variable.shape[-1]), variable.shape)
 
 
 def spans(program: Program) -> list[tuple[int, int]]:
     """First and last of the equations that are one operation together, or attention from its scores to its product."""
-    recogniser = _Recogniser(program, set(), [])
+    recogniser = _Recogniser(program, set(), [], None)
     recogniser.look()
     place = {e: i for i, e in enumerate(program.equations)}
     together = [[place[e] for e in unit.equations] for unit in recogniser.unit_of.values()]
-    together += [[place[e] for e in (product, *chain)] for product, chain in recogniser.folds.values()]
+    together += [[place[product], *(place[p.equation] for p in parts)] for product, parts in recogniser.folds.items()]
     together += [[place[scores], place[product]] for scores, product in recogniser.pairs]
     return [(min(places), max(places)) for places in together]
 
 
 class _Recogniser:
-    def __init__(self, program: Program, pixels: set[Variable], unknown: list[Equation]) -> None:
+    def __init__(
+        self,
+        program: Program,
+        pixels: set[Variable],
+        unknown: list[Equation],
+        given: Mapping[Variable, Numbers] | None,
+    ) -> None:
         self.program, self.pixels, self.unknown = program, set(pixels), unknown
         self.unit_of = {unit.output: unit for unit in find(program)}
         inside = {e for unit in self.unit_of.values() for e in unit.equations}
@@ -64,28 +76,27 @@ class _Recogniser:
         for equation in program.equations:
             for variable in dict.fromkeys(equation.inputs):
                 self.readers.setdefault(variable, []).append(equation)
-        # Products with the scales that follow them, by the last equation; and what is part of one.
-        self.folds: dict[Equation, tuple[Equation, list[Equation]]] = {}
-        self.parts: set[Equation] = set()
+        if given is None:
+            given = {v: _last(v) for v in program.inputs if v.active and v.shape and v not in pixels}
+        self.channels = Channels(program, self.unit_of, given)
+        self.finder = affine.Finder(program, self.channels, self.readers, self.alone_set)
+        self.folds: dict[Equation, list[affine.Part]] = {}
 
     def look(self) -> None:
         """Find what is recognised by more than one equation."""
         for equation in self.alone:
             if equation.primitive == "dot_general" and len(equation.active) == 2:
                 self.look_for_attention(equation)
-        for equation in self.alone:
-            self.fold(equation)
         for unit in list(self.unit_of.values()):
             if unit.kind == "layer_norm":
                 self.extend(unit)
+        self.folds = self.finder.of_products(self.scores)
 
     def run(self) -> Recognised:
         """The program in operations."""
         self.look()
         steps: list[Step] = []
-        for equation in self.program.equations:
-            if equation in self.parts:
-                continue
+        for equation in self.rewritten():
             if equation in self.alone_set:
                 steps.append(self.of_equation(equation))
             elif equation.outputs[0] in self.unit_of:
@@ -94,6 +105,40 @@ class _Recogniser:
                 continue
             steps += [self.sites[v] for v in steps[-1].outputs if v in self.sites]
         return Recognised(self.program.inputs, self.program.outputs, self.replaced(steps))
+
+    def rewritten(self) -> list[Equation]:
+        """The equations without those that are parts of products, whose results stand in their place, and in order."""
+        same: dict[Variable, Variable] = {}
+        parts = {part.equation for found in self.folds.values() for part in found}
+        for equation in self.program.equations:
+            equation.inputs = tuple(same.get(v, v) for v in equation.inputs)
+            if equation in parts:
+                same[equation.outputs[0]] = equation.active[0]
+        self.program.outputs[:] = [same.get(v, v) for v in self.program.outputs]
+        for unit in self.unit_of.values():
+            unit.input = same.get(unit.input, unit.input)
+        for site in self.sites.values():
+            site.inputs = tuple(same.get(v, v) for v in site.inputs)
+        self.sites = {site.inputs[0]: site for site in self.sites.values()}
+        # A product is run after all that is read by what follows it.
+        maker = {v: e for e in self.program.equations for v in e.outputs}
+        found: dict[Equation, None] = {}
+
+        def put(equation: Equation) -> None:
+            for variable in (*equation.inputs, *self.constants(equation)):
+                if variable in maker and maker[variable] not in found:
+                    put(maker[variable])
+            found[equation] = None
+
+        for equation in self.program.equations:
+            if equation not in parts and equation not in found:
+                put(equation)
+        return list(found)
+
+    def constants(self, product: Equation) -> list[Variable]:
+        """What the scales and shifts of a product read."""
+        read = [v for part in self.folds.get(product, ()) for v in part.constants if v.constant is None]
+        return list(dict.fromkeys(read))
 
     def replaced(self, steps: list[Step]) -> list[Step]:
         """With the attention that a site gives in the place of what it is given, in the product (and what it reads)."""
@@ -117,19 +162,15 @@ class _Recogniser:
         if not any(v.active for v in made):
             return Step(None, given, made, (equation,))
         if equation in self.folds:
-            product, chain = self.folds[equation]
-            side = [v.active for v in product.inputs].index(True)
-            constants = [v for e in chain for v in e.inputs if not v.active and v.constant is None]
-            constants = list(dict.fromkeys(constants))
-            inputs = (product.inputs[side], product.inputs[1 - side], *constants)
-            folded = products.folded(product, chain, constants, self.is_pixels(product))
-            return Step(folded, inputs, made, (product, *chain))
+            side = [v.active for v in given].index(True)
+            parts, constants = self.folds[equation], self.constants(equation)
+            folded = affine.folded(equation, parts, constants, self.is_pixels(equation))
+            inputs = (given[side], given[1 - side], *constants)
+            return Step(folded, inputs, made, (equation, *(part.equation for part in parts)))
         if equation.primitive == "scan":
             return self.loop(equation)
         if equation.primitive == "cond" and not equation.inputs[0].active:
-            branches = tuple(
-                recognise(branch, self.inner_pixels(given[1:], branch), self.unknown) for branch in equation.programs
-            )
+            branches = tuple(self.branch(given[1:], branch) for branch in equation.programs)
             if any(branch.sites for branch in branches):
                 self.unknown.append(equation)
             return Choice(Operation("cond"), given, made, (equation,), branches)
@@ -137,8 +178,9 @@ class _Recogniser:
             operation: Operation | None = products.as_matmul(equation)
         elif self.is_pixels(equation):
             operation = products.as_patch_embed(equation)
-        elif equation.primitive in {"add", "add_any"} and equation not in self.masked and self.adds_positions(equation):
-            operation = operations.add_constant(equation)
+        elif self.is_shift(equation):
+            kind = operations.add_constant if self.adds_positions(equation) else operations.shift
+            operation = kind(equation)
         elif equation.primitive == "mul" and len(equation.active) == 2:
             gates = [i for i, v in enumerate(given) if self.is_activated(v)]
             operation = operations.gated(gates[0] if len(gates) == 1 else None)
@@ -167,47 +209,15 @@ class _Recogniser:
         softmaxes = [self.softmax_of(variable)[0] for variable in equation.active]
         return frozenset().union(*(unit.reduced for unit in softmaxes if unit is not None))
 
-    def fold(self, first: Equation) -> None:
-        """See whether scales and shifts follow a product with parameters, of its output features alone."""
-        product = first.primitive in {"dot_general", "conv_general_dilated"} and len(first.active) == 1
-        if not product or first in self.scores or products.is_scale(first):
-            return
-        if first.primitive == "conv_general_dilated" and not first.inputs[0].active:
-            return
-        _, features = products.kernel_to_output(first)
-        chain = self.affine_after(first.outputs[0], set(features))
-        if chain:
-            self.folds[chain[-1]] = (first, chain)
-            self.parts |= {first, *chain[:-1]}
-
     def extend(self, unit: Unit) -> None:
         """Take the scales and shifts of features that follow a norm for parts of it."""
-        chain = self.affine_after(unit.output, {len(unit.output.shape) - 1})
+        chain = self.finder.after(unit.output)
         if chain:
             del self.unit_of[unit.output], self.maker[unit.output]
             unit.equations, unit.output = [*unit.equations, *chain], chain[-1].outputs[0]
             self.unit_of[unit.output] = self.maker[unit.output] = unit
             self.alone = [e for e in self.alone if e not in chain]
-            self.alone_set -= set(chain)
-
-    def affine_after(self, variable: Variable, features: set[int]) -> list[Equation]:
-        """The scales and shifts of some axes alone that follow a variable, up to the last that makes a difference."""
-        chain: list[Equation] = []
-        changed, shape = 0, variable.shape
-        while variable not in self.program.outputs and len(self.readers.get(variable, ())) == 1:
-            (equation,) = self.readers[variable]
-            if equation not in self.alone_set or equation.primitive not in _AFFINE or len(equation.active) != 1:
-                break
-            if equation.inputs.count(variable) != 1 or equation.outputs[0].shape != shape:
-                break
-            varying = set().union(*(self.varying(v) for v in equation.inputs if v is not variable))
-            if not varying <= features or (equation.primitive == "div" and equation.inputs[1] is variable):
-                break
-            chain.append(equation)
-            if _changes(equation, variable):
-                changed = len(chain)
-            (variable,) = equation.outputs
-        return chain[:changed]
+            self.alone_set.difference_update(chain)
 
     def is_pixels(self, equation: Equation) -> bool:
         """Whether an equation is a product of pixels with parameters."""
@@ -216,45 +226,34 @@ class _Recogniser:
         active = equation.active
         return len(active) == 1 and active[0] in self.pixels and operations.operation_of(equation) is not None
 
+    def is_shift(self, equation: Equation) -> bool:
+        """Whether a constant is added to activations; to scores it is a mask, and pixels are shifted by themselves."""
+        if not is_affine(equation) or equation in self.masked:
+            return False
+        adds = equation.primitive in {"add", "add_any"}
+        if equation.active[0] in self.pixels:
+            return adds and self.adds_positions(equation)
+        return adds or (equation.primitive == "sub" and equation.inputs[0].active)
+
     def adds_positions(self, equation: Equation) -> bool:
         """Whether a constant is added that differs from token to token: an addition, not a bias."""
-        if [v.active for v in equation.inputs].count(True) != 1:
-            return False
-        (place,) = (i for i, v in enumerate(equation.inputs) if not v.active)
-        varying = self.varying(equation.inputs[place])
-        if len(varying) < 2:
-            return False
-        other = equation.inputs[1 - place]
-        maker = self.maker.get(other)
-        # A bias of a product varies along the axes of its kernel.
-        if isinstance(maker, Equation) and maker.primitive == "dot_general":
-            first = [v.active for v in maker.inputs].index(True)
-            free = products.free_axes(maker, 1 - first)
-            return not varying <= set(free)
-        return True
+        (variable,), (constant,) = equation.active, (v for v in equation.inputs if not v.active)
+        if variable in self.channels.of and variable.shape == equation.outputs[0].shape:
+            return self.channels.places(variable, constant) is None
+        return len(varying(self.channels.constant(constant))) > 1
 
-    def varying(self, constant: Variable) -> set[int]:
-        """The axes along which a constant may vary."""
-        axes = {i for i, size in enumerate(constant.shape) if size > 1}
-        maker = self.maker.get(constant)
-        if isinstance(maker, Equation):
-            if maker.primitive == "broadcast_in_dim":
-                inner = self.varying(maker.inputs[0])
-                dims = maker.params["broadcast_dimensions"]
-                return {dims[i] for i in inner if i < len(dims)}
-            if maker.primitive in {"convert_element_type", "copy", "neg"}:
-                return self.varying(maker.inputs[0])
-        if constant.constant is not None and not constant.shape:
-            return set()
-        return axes
-
-    def inner_pixels(self, given: Any, program: Program) -> set[Variable]:
-        return {inner for outer, inner in zip(given, program.inputs, strict=True) if outer in self.pixels}
+    def branch(self, given: Iterable[Variable], program: Program) -> Recognised:
+        """A branch of a choice."""
+        outside = list(zip(program.inputs, given, strict=True))
+        pixels = {v for v, outer in outside if outer in self.pixels}
+        return recognise(program, pixels, self.unknown, self.channels.inside(outside))
 
     def loop(self, equation: Equation) -> Step:
         """A scan."""
         consts, carry = parts_of_scan(equation)
-        body = recognise(equation.programs[0], set(), self.unknown)
+        inside = equation.programs[0].inputs
+        numbers = self.channels.inside(zip(inside, equation.inputs, strict=True), given=inside[consts + carry :])
+        body = recognise(equation.programs[0], set(), self.unknown, numbers)
         if equation.params["reverse"] and body.sites:
             self.unknown.append(equation)
         return Loop(

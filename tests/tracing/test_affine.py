@@ -1,0 +1,267 @@
+"""Products are explained as functions, not as programs: wherever their axes, scales and biases are written."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lrp_jax
+from lrp_jax.rules import CP_LRP, with_gamma
+
+pytestmark = pytest.mark.usefixtures("as_users")
+
+N, D, HEADS = 6, 6, 2  # as many tokens as features: axes are not told apart by their sizes
+PATCHES = 5
+
+
+# A layer: a product, then scales and shifts of its features. Layouts write it differently.
+
+STAGES = ("mul", "add", "sub", "from", "neg", "div", "number", "norm")
+
+
+def layer(rng, inputs, outputs):
+    """Its kernel, and what follows, as names of stages with their constants."""
+    kernel = rng.normal(size=(inputs, outputs)) / np.sqrt(inputs)
+    stages = []
+    for name in rng.choice(STAGES, rng.integers(1, 4)):
+        count = {"neg": 0, "norm": 3}.get(name, 1)
+        constants = [rng.normal(size=outputs) for _ in range(count)]
+        if name == "number":
+            constants = [float(rng.choice([0.5, -2.0]))]
+        if name == "div":
+            constants = [np.abs(constants[0]) + 0.5]
+        stages.append((str(name), constants))
+    return {"kernel": kernel, "stages": [constants for _, constants in stages]}, [name for name, _ in stages]
+
+
+def staged(name, z, c):
+    if name == "norm":  # a batch norm at inference
+        return (z - c[0]) * c[1] + c[2]
+    return {
+        "mul": lambda: z * c[0],
+        "add": lambda: c[0] + z,
+        "sub": lambda: z - c[0],
+        "from": lambda: c[0] - z,
+        "neg": lambda: -z,
+        "div": lambda: z / c[0],
+        "number": lambda: c[0] * z,
+    }[name]()
+
+
+def plain(names, p, x, rng):
+    """``x @ w + b``, scales in the kernel."""
+    outputs = p["kernel"].shape[1]
+
+    def after(z):
+        for name, constants in zip(names, p["stages"], strict=True):
+            z = staged(name, z, constants)
+        return z
+
+    bias = after(jnp.zeros(outputs))
+    return x @ (p["kernel"] * (after(jnp.ones(outputs)) - bias)) + bias
+
+
+class Laid:
+    """An array ``[b, n, features]`` in some layout: the letters of its axes, of which features may have several."""
+
+    def __init__(self, array, axes, features):
+        self.array, self.axes, self.features = array, axes, features
+
+    def move(self, rng):
+        """One random move that keeps features apart."""
+        sizes = dict(zip(self.axes, self.array.shape, strict=True))
+        kind = rng.choice(["transpose", "split", "squeeze", "expand", "merge", "reverse"])
+        if kind == "transpose":
+            order = rng.permutation(len(self.axes))
+            return Laid(self.array.transpose(order), "".join(self.axes[i] for i in order), self.features)
+        if kind == "split" and self.features == "o" and sizes["o"] % 2 == 0 and "o" in self.axes:
+            at = self.axes.index("o")
+            shape = (*self.array.shape[:at], 2, sizes["o"] // 2, *self.array.shape[at + 1 :])
+            return Laid(self.array.reshape(shape), self.axes.replace("o", "hd"), "hd")
+        if kind == "merge" and "hd" in self.axes:
+            at = self.axes.index("hd")
+            shape = (*self.array.shape[:at], -1, *self.array.shape[at + 2 :])
+            return Laid(self.array.reshape(shape), self.axes.replace("hd", "o"), "o")
+        if kind == "squeeze" and "b" in self.axes:
+            return Laid(self.array.squeeze(self.axes.index("b")), self.axes.replace("b", ""), self.features)
+        if kind == "expand" and "b" not in self.axes:
+            return Laid(self.array[None], "b" + self.axes, self.features)
+        return self
+
+    def constant(self, c):
+        """A constant of all features, where the array has them."""
+        if jnp.ndim(c) == 0:
+            return c
+        sizes = dict(zip(self.axes, self.array.shape, strict=True))
+        c = c.reshape([sizes[letter] for letter in self.features])
+        order = sorted(range(len(self.features)), key=lambda i: self.axes.index(self.features[i]))
+        c = c.transpose(order)
+        return jnp.expand_dims(c, [i for i, letter in enumerate(self.axes) if letter not in self.features])
+
+    def apply(self, name, constants):
+        return Laid(staged(name, self.array, [self.constant(c) for c in constants]), self.axes, self.features)
+
+    def back(self):
+        array, axes = self.array, self.axes
+        if "b" not in axes:
+            array, axes = array[None], "b" + axes
+        array = array.transpose([axes.index(letter) for letter in "bn" + self.features])
+        return array.reshape(*array.shape[:2], -1)
+
+
+def left(w, x):
+    return Laid(jax.lax.dot_general(w, x, (((0,), (2,)), ((), ()))), "obn", "o")
+
+
+PRODUCTS = {
+    "right": lambda w, x: Laid(x @ w, "bno", "o"),
+    "left": left,
+    "vmap": lambda w, x: Laid(jax.vmap(jax.vmap(lambda token: w.T @ token))(x), "bno", "o"),
+    "of columns": lambda w, x: Laid(jax.vmap(lambda one: w.T @ one.T)(x), "bon", "o"),
+    "vectorized": lambda w, x: Laid(jnp.vectorize(lambda t, w: t @ w, signature="(k),(k,o)->(o)")(x, w), "bno", "o"),
+    "tensordot": lambda w, x: Laid(jnp.tensordot(w, x, ((0,), (2,))), "obn", "o"),
+    "features in the middle": lambda w, x: Laid(jnp.einsum("bnk,ko->bon", x, w), "bon", "o"),
+    "tokens first": lambda w, x: Laid(jnp.einsum("ko,bnk->nbo", w, x), "nbo", "o"),
+    "heads": lambda w, x: Laid(jnp.einsum("bnk,khd->bhnd", x, w.reshape(len(w), 2, -1)), "bhnd", "hd"),
+    "each head": lambda w, x: Laid(jax.vmap(lambda w: x @ w, 1)(w.reshape(len(w), 2, -1)), "hbnd", "hd"),
+    "convolution": lambda w, x: Laid(
+        jax.lax.conv_general_dilated(x, w[None], (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC")), "bno", "o"
+    ),
+    "channels first": lambda w, x: Laid(
+        jax.lax.conv_general_dilated(x.mT, w.T[..., None], (1,), "VALID", dimension_numbers=("NCW", "OIW", "NCW")),
+        "bon",
+        "o",
+    ),
+}
+
+
+def laid_out(names, p, x, rng):
+    """The same in a random layout."""
+    flat = x if x.ndim == 3 else x[:, None]
+    z = PRODUCTS[rng.choice([*PRODUCTS])](p["kernel"], flat)
+    for name, constants in zip(names, p["stages"], strict=True):
+        for _ in range(rng.integers(4)):
+            z = z.move(rng)
+        z = z.apply(name, constants)
+    for _ in range(rng.integers(3)):
+        z = z.move(rng)
+    return z.back().reshape(*x.shape[:-1], -1)
+
+
+def in_parts(names, p, x, rng):
+    """In two products or one that is split, each part with its own scales and biases, or all with those of all."""
+    half = p["kernel"].shape[1] // 2
+    cuts = [slice(None, half), slice(half, None)]
+    kind = rng.choice(["one product", "one affine", "neither", "stacked"])
+    wholes = {"one product": 0, "one affine": len(names), "neither": rng.integers(len(names) + 1), "stacked": 0}
+    if kind == "one product":
+        z = x @ p["kernel"] if rng.integers(2) else jnp.moveaxis(jnp.einsum("ko,b...k->ob...", p["kernel"], x), 0, -1)
+        parts = [z[..., cut] for cut in cuts] if rng.integers(2) else jnp.split(z, [half], axis=-1)
+    else:
+        parts = [x @ p["kernel"][:, cut] for cut in cuts]
+    before = len(names) - int(wholes[kind])
+    for name, constants in list(zip(names, p["stages"], strict=True))[:before]:
+        cut_of = [[c if jnp.ndim(c) == 0 else c[cut] for c in constants] for cut in cuts]
+        parts = [staged(name, z, c) for z, c in zip(parts, cut_of, strict=True)]
+    if kind == "stacked":
+        z = jnp.stack(parts)
+        return jnp.concatenate([z[0], z[1]], axis=-1)
+    z = jnp.concatenate(parts, axis=-1)
+    for name, constants in list(zip(names, p["stages"], strict=True))[before:]:
+        z = staged(name, z, constants)
+    return z
+
+
+# A model of such layers.
+
+SIZES = {"patches": (12, D), "qkv": (D, 3 * D), "out": (D, D), "in": (D, 2 * D), "mlp": (2 * D, D), "head": (D, 3)}
+
+
+@functools.cache
+def parameters(seed):
+    rng = np.random.default_rng(seed)
+    made = {name: layer(rng, *sizes) for name, sizes in SIZES.items()}
+    params = {name: p for name, (p, _) in made.items()}
+    params |= {
+        "token": rng.normal(size=(1, D)),
+        "positions": rng.normal(size=(N, D)),
+        "norms": rng.normal(size=(2, 2, D)),
+    }
+    return params, {name: stages for name, (_, stages) in made.items()}
+
+
+def normed(p, t, rng, transposed):
+    scale, shift = p
+    axis = -1
+    if transposed:
+        t, scale, shift, axis = t.mT, scale[:, None], shift[:, None], 1
+    t = t - t.mean(axis, keepdims=True)
+    t = t / jnp.sqrt((t * t).mean(axis, keepdims=True) + 1e-6)
+    if transposed == 1:
+        return (t * scale + shift).mT
+    return t.mT * scale[:, 0] + shift[:, 0] if transposed else t * scale + shift
+
+
+def classify(names, write, seed, params, x):
+    """``write``: how layers are written, ``(names, p, x, rng)``."""
+    rng = np.random.default_rng(seed)
+    is_plain = write is plain
+
+    def dense(name, x):
+        return write(names[name], params[name], x, rng)
+
+    x = x.reshape(-1, PATCHES, 2, 2, 3).reshape(-1, PATCHES, 12)
+    t = jnp.concatenate([jnp.broadcast_to(params["token"], (len(x), 1, D)), dense("patches", x)], axis=1)
+    how = 0 if is_plain else rng.integers(3)
+    positions = params["positions"]
+    t = [lambda: t + positions, lambda: (positions.T + t.mT).mT, lambda: t - -positions][how]()
+    qkv = dense("qkv", normed(params["norms"][0], t, rng, 0 if is_plain else rng.integers(3)))
+    q, k, v = (part.reshape(*part.shape[:2], HEADS, -1) for part in jnp.split(qkv, 3, axis=-1))
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q / 3**0.5, k)
+    o = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores, axis=-1), v).reshape(t.shape)
+    t = t + dense("out", o)
+    y = jax.nn.relu(dense("in", normed(params["norms"][1], t, rng, 0 if is_plain else rng.integers(3))))
+    t = t + dense("mlp", y)
+    return dense("head", t[:, 0])
+
+
+X = np.random.default_rng(1).normal(size=(1, 2 * PATCHES, 2, 3))
+RULES = [*lrp_jax.RULES.values(), with_gamma(CP_LRP, 0.1, "all")]
+
+
+def maps(apply, params):
+    """Relevance of a class at the attention and the pixels by every rule set; with all that is lost, and FullGrad."""
+    model = lrp_jax.trace(apply, params, X)
+    found = {}
+    with jax.disable_jit():
+        for rules in RULES:
+
+            def run(image, taps, rules=rules):
+                return model.forward(params, image, taps, rules)
+
+            taps = jnp.zeros((1, HEADS, N, N))
+            logits, pull, _ = jax.vjp(run, X[0], taps, has_aux=True)
+            found[rules.name] = pull(jnp.eye(3)[1])
+    found["logits"] = logits
+    return found
+
+
+def assert_same(found, expected, tolerance=1e-11):
+    for name in expected:
+        of_rules = 1e-6 if name in ("chefer", "baseline") else tolerance
+        for a, b in zip(jax.tree.leaves(found[name]), jax.tree.leaves(expected[name]), strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=of_rules * np.abs(b).max(), err_msg=name)
+
+
+@functools.cache
+def expected(seed):
+    params, names = parameters(seed)
+    return maps(functools.partial(classify, names, plain, 0), params)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_layouts(seed):
+    params, names = parameters(seed % 4)
+    assert_same(maps(functools.partial(classify, names, laid_out, seed), params), expected(seed % 4))
