@@ -64,7 +64,8 @@ class Rules:
         Args:
             **place: ``part``, one of :data:`PARTS`; ``depth``, the number of a block, and ``blocks``, of how many;
                 ``parameters``, the names of what the operation reads, as ``"blocks/mlp/fc1/kernel"``; ``line``, where
-                it is written, as ``"model.py:12"``.
+                it is written, as ``"model.py:12"``; ``tokens``, the axes of its result that are of tokens, where
+                features are not the last axis alone.
 
         Returns:
             The set itself, if it is the same everywhere.

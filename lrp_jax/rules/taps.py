@@ -50,31 +50,38 @@ def with_bias_taps(rules: Rules, taps: Array, readout: np.ndarray) -> Rules:
         readout: ``[N]``.
     """
 
-    def scaled(y: Array, bias: Array) -> Array:
-        if y.ndim > 1 and math.prod(y.shape[:-1]) == len(readout):
-            weights = taps.reshape(*y.shape[:-1], 1)
+    def scaled(y: Array, bias: Array, tokens: tuple[int, ...] | None) -> Array:
+        shape = (*y.shape[:-1], 1)
+        if tokens is not None:
+            shape = tuple(size if i in tokens else 1 for i, size in enumerate(y.shape))
+        if y.ndim > 1 and math.prod(shape) == len(readout):
+            weights = taps.reshape(shape)
         else:
-            weights = taps[:, None] if y.shape[-2:-1] == (len(readout),) else taps @ jnp.asarray(readout, taps.dtype)
+            is_second = tokens is None and y.shape[-2:-1] == (len(readout),)
+            weights = taps[:, None] if is_second else taps @ jnp.asarray(readout, taps.dtype)
         return y + weights.astype(y.dtype) * jnp.broadcast_to(bias, y.shape)
 
     def change(rules: Rules, place: dict[str, Any]) -> Rules:
+        def with_tap(y: Array, bias: Array) -> Array:
+            return scaled(y, bias, place.get("tokens"))
+
         def dense(x: Array, kernel: Array, bias: Array | None, **options: Any) -> Array:
             y = rules.dense(x, kernel, bias, **options)
-            return y if bias is None else scaled(y, bias)
+            return y if bias is None else with_tap(y, bias)
 
         def layer_norm(x: Array, *parameters: Any, **options: Any) -> Array:
             bias = GRADIENT.layer_norm(jnp.zeros_like(x), *parameters, **options)
-            return scaled(rules.layer_norm(x, *parameters, **options), bias)
+            return with_tap(rules.layer_norm(x, *parameters, **options), bias)
 
         def activation(function: Callable[..., Array], x: Array, *parameters: Any) -> Array:
             bias = function(jnp.zeros_like(x), *parameters)
-            return scaled(rules.activation(function, x, *parameters), jnp.where(jnp.isfinite(bias), bias, 0))
+            return with_tap(rules.activation(function, x, *parameters), jnp.where(jnp.isfinite(bias), bias, 0))
 
         if place.get("part") == "embedding":
             return rules
         return dataclasses.replace(rules, dense=dense, layer_norm=layer_norm, activation=activation)
 
-    return everywhere(rules, change, ("part",))
+    return everywhere(rules, change, ("part", "tokens"))
 
 
 def with_sum_tap(rules: Rules, tap: Array, parts: list[tuple[Array, Array]]) -> Rules:

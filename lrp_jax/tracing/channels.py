@@ -299,6 +299,11 @@ def _axis(equation: Equation) -> dict[str, int]:
     return {"axis": equation.params["dimension"]}
 
 
+def along_last(variable: Variable) -> Numbers:
+    """Features along the last axis."""
+    return np.broadcast_to(np.arange(variable.shape[-1]), variable.shape)
+
+
 def varying(numbers: Numbers) -> tuple[int, ...]:
     """The axes along which numbers may vary."""
     return tuple(i for i in range(numbers.ndim) if numbers.shape[i] > 1 and numbers.strides[i])

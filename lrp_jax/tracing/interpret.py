@@ -40,6 +40,8 @@ class Turn:
         told: dict[str, Any] = {"parameters": place.names[self.number % len(place.names)], "line": place.line}
         if place.part is not None:
             told["part"] = place.part
+        if step.tokens is not None:
+            told["tokens"] = step.tokens
         if place.block is not None:
             told |= {"depth": self.before + place.block, "blocks": self.blocks}
         return rules.at(**told)

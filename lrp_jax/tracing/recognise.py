@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-import numpy as np
-
 from lrp_jax.program import Equation, Program, Variable, parts_of_scan
 from lrp_jax.tracing import affine, operations, products
-from lrp_jax.tracing.channels import Channels, Numbers, is_affine, varying
+from lrp_jax.tracing.channels import Channels, Numbers, along_last, is_affine, varying
 from lrp_jax.tracing.operations import Operation
 from lrp_jax.tracing.steps import Choice, Loop, Recognised, Site, Step
 from lrp_jax.tracing.units import ELEMENTWISE, MOVES, Unit, find
@@ -35,11 +33,6 @@ def recognise(
 
 
 _AFFINE = frozenset({"add", "add_any", "sub", "mul", "div", "neg", "convert_element_type"})
-
-
-def _last(variable: Variable) -> Numbers:
-    """The numbers of features along the last axis."""
-    return np.broadcast_to(np.arange(variable.shape[-1]), variable.shape)
 
 
 def spans(program: Program) -> list[tuple[int, int]]:
@@ -77,7 +70,7 @@ class _Recogniser:
             for variable in dict.fromkeys(equation.inputs):
                 self.readers.setdefault(variable, []).append(equation)
         if given is None:
-            given = {v: _last(v) for v in program.inputs if v.active and v.shape and v not in pixels}
+            given = {v: along_last(v) for v in program.inputs if v.active and v.shape and v not in pixels}
         self.channels = Channels(program, self.unit_of, given)
         self.finder = affine.Finder(program, self.channels, self.readers, self.alone_set)
         self.folds: dict[Equation, list[affine.Part]] = {}
@@ -103,8 +96,16 @@ class _Recogniser:
                 steps.append(self.of_unit(self.unit_of[equation.outputs[0]]))
             else:
                 continue
+            steps[-1].tokens = self.tokens(steps[-1])
             steps += [self.sites[v] for v in steps[-1].outputs if v in self.sites]
         return Recognised(self.program.inputs, self.program.outputs, self.replaced(steps))
+
+    def tokens(self, step: Step) -> tuple[int, ...] | None:
+        """The axes of what an operation gives that are of no features, if the rules see these axes."""
+        axes, of = self.channels.axes(step.outputs[0]), step.equations[-1].primitive
+        plain = step.operation is not None and step.operation.name in {"layer_norm", "activation"}
+        seen = step.equations[0].primitive == "conv_general_dilated" or (plain and of != "dot_general")
+        return tuple(i for i in range(len(step.outputs[0].shape)) if i not in axes) if seen and axes else None
 
     def rewritten(self) -> list[Equation]:
         """The equations without those that are parts of products, whose results stand in their place, and in order."""

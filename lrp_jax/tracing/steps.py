@@ -40,6 +40,8 @@ class Step:
         equations: what it is made of.
         weighted: of a multiplication by a softmax, how many of its weights sum to 1.
         place: where it stands.
+        tokens: the axes of what its operation gives that are no features; None: the operation has its own form, in
+            which features are last, or that is not known.
     """
 
     operation: Operation | None
@@ -48,6 +50,7 @@ class Step:
     equations: tuple[Equation, ...]
     weighted: frozenset[int] = dataclasses.field(default=frozenset(), kw_only=True)
     place: Place = dataclasses.field(default=Place(None, None, ((),), ""), kw_only=True)
+    tokens: tuple[int, ...] | None = dataclasses.field(default=None, kw_only=True)
 
     @property
     def active(self) -> list[Variable]:

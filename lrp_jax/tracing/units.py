@@ -236,8 +236,8 @@ def _kind(start: Variable, equations: Sequence[Equation]) -> str | None:
     if "reduce_sum" in names and (names & {"rsqrt", "sqrt"} or any(_is_inverse_power(e) for e in equations)):
         return None if displaced else "layer_norm"
     if all(_is_linear(e) for e in equations):
-        if all(e.primitive in MOVES for e in equations):
-            return None
+        if all(e.primitive in MOVES or (len(e.active) == 1 and e.primitive not in REDUCTIONS) for e in equations):
+            return None  # parts with scales and shifts of their own, put together again
         return "linear" if all(_is_along_last(e, start) for e in displaced) else None
     return None if displaced else "activation"
 

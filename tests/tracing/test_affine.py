@@ -1,5 +1,6 @@
 """Products are explained as functions, not as programs: wherever their axes, scales and biases are written."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 import lrp_jax
-from lrp_jax.rules import CP_LRP, with_gamma
+from lrp_jax.rules import ATTNLRP, base, with_gamma
 
 pytestmark = pytest.mark.usefixtures("as_users")
 
@@ -25,11 +26,11 @@ def layer(rng, inputs, outputs):
     """Its kernel, and what follows, as names of stages with their constants."""
     kernel = rng.normal(size=(inputs, outputs)) / np.sqrt(inputs)
     stages = []
-    for name in rng.choice(STAGES, rng.integers(1, 4)):
+    for i, name in enumerate(rng.choice(STAGES, rng.integers(1, 4))):
         count = {"neg": 0, "norm": 3}.get(name, 1)
         constants = [rng.normal(size=outputs) for _ in range(count)]
         if name == "number":
-            constants = [float(rng.choice([0.5, -2.0]))]
+            constants = [float(rng.choice([0.5, -2.0])) if i == 0 else -2.0]  # above 0 and last, it is no part of it
         if name == "div":
             constants = [np.abs(constants[0]) + 0.5]
         stages.append((str(name), constants))
@@ -176,7 +177,7 @@ def in_parts(names, p, x, rng):
 
 # A model of such layers.
 
-SIZES = {"patches": (12, D), "qkv": (D, 3 * D), "out": (D, D), "in": (D, 2 * D), "mlp": (2 * D, D), "head": (D, 3)}
+SIZES = {"patches": (12, D), "qkv": (D, 3 * D), "out": (D, D), "in": (D, 2 * D), "mlp": (2 * D, D), "head": (D, 4)}
 
 
 @functools.cache
@@ -228,40 +229,74 @@ def classify(names, write, seed, params, x):
 
 
 X = np.random.default_rng(1).normal(size=(1, 2 * PATCHES, 2, 3))
-RULES = [*lrp_jax.RULES.values(), with_gamma(CP_LRP, 0.1, "all")]
 
 
-def maps(apply, params):
-    """Relevance of a class at the attention and the pixels by every rule set; with all that is lost, and FullGrad."""
+def recorded(apply, params):
+    """What the rules see of a model: columns of kernels with their biases, and values of all else, in any order."""
+    columns, others = {}, {}
+
+    def dense(x, kernel, bias, *, product=jnp.matmul):
+        z = base.dense(x, kernel, bias, product=product)
+        bias = 0 if bias is None else bias
+        if product is not jnp.matmul:  # a convolution of one row
+            is_first = z.shape[-1] != kernel.shape[-1]
+            kernel, bias = (kernel[..., 0].T, jnp.ravel(bias)) if is_first else (kernel[0], jnp.ravel(bias))
+        seen = jnp.concatenate([kernel, jnp.broadcast_to(bias, (*kernel.shape[:-2], 1, kernel.shape[-1]))], axis=-2)
+        columns.setdefault(seen.shape[-2], []).extend(np.moveaxis(seen, -2, -1).reshape(-1, seen.shape[-2]))
+        return z
+
+    def kept(name):
+        def operation(*inputs, **options):
+            found = getattr(base.GRADIENT, name)(*inputs, **options)
+            others.setdefault(name, []).append([np.sort(np.ravel(x)) for x in (*inputs[: 1 + (name != "mean")], found)])
+            return found
+
+        return operation
+
+    rules = dataclasses.replace(
+        base.GRADIENT, dense=dense, patch_embed=dense, **{name: kept(name) for name in ("matmul", "add", "mean")}
+    )
     model = lrp_jax.trace(apply, params, X)
-    found = {}
-    with jax.disable_jit():
-        for rules in RULES:
-
-            def run(image, taps, rules=rules):
-                return model.forward(params, image, taps, rules)
-
-            taps = jnp.zeros((1, HEADS, N, N))
-            logits, pull, _ = jax.vjp(run, X[0], taps, has_aux=True)
-            found[rules.name] = pull(jnp.eye(3)[1])
-    found["logits"] = logits
-    return found
+    found = {"logits": model.forward(params, jnp.asarray(X[0]), None, rules)[0]}
+    found |= {f"{k} inputs": np.array(sorted(map(tuple, np.round(c, 9)))) for k, c in columns.items()}
+    return found | others
 
 
-def assert_same(found, expected, tolerance=1e-11):
-    for name in expected:
-        of_rules = 1e-6 if name in ("chefer", "baseline") else tolerance
-        for a, b in zip(jax.tree.leaves(found[name]), jax.tree.leaves(expected[name]), strict=True):
-            np.testing.assert_allclose(a, b, rtol=0, atol=of_rules * np.abs(b).max(), err_msg=name)
-
-
-@functools.cache
-def expected(seed):
-    params, names = parameters(seed)
-    return maps(functools.partial(classify, names, plain, 0), params)
-
-
+@pytest.mark.parametrize("write", [laid_out, in_parts])
 @pytest.mark.parametrize("seed", range(8))
-def test_layouts(seed):
-    params, names = parameters(seed % 4)
-    assert_same(maps(functools.partial(classify, names, laid_out, seed), params), expected(seed % 4))
+def test_rules_see_one_product_in_every_layout(seed, write):
+    """Its kernel with all scales, and its bias with all shifts; positions are an addition, and no bias is."""
+    params, names = parameters(seed % 3)
+    found = recorded(functools.partial(classify, names, write, seed), params)
+    expected = recorded(functools.partial(classify, names, plain, 0), params)
+    assert found.keys() == expected.keys()
+    for name in expected:
+        for a, b in zip(found[name], expected[name], strict=True):
+            for x, y in zip(a, b, strict=True) if isinstance(a, list) else [(a, b)]:
+                np.testing.assert_allclose(x, y, rtol=0, atol=2e-9, err_msg=name)
+
+
+METHODS = {
+    "transformer_attribution": {},
+    "full_lrp": {},
+    "gamma": {"method": "full_lrp", "rules": with_gamma(ATTNLRP, 0.1, "all")},
+    "FullGrad": {"method": "libragrad", "full": True},
+    "at blocks": {"method": "cp_lrp", "at": "blocks"},
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_maps_do_not_depend_on_the_layout(method):
+    maps = []
+    for write in (plain, laid_out):
+        params, names = parameters(0)
+        model = lrp_jax.trace(functools.partial(classify, names, write, 3), params, X)
+        maps.append(lrp_jax.explain(model, params, X, jnp.array([1]), **{"method": method} | METHODS[method]).relevance)
+    np.testing.assert_allclose(maps[1], maps[0], rtol=0, atol=1e-11 * np.abs(maps[0]).max())
+
+
+@pytest.mark.parametrize("write", [plain, laid_out, in_parts])
+def test_conservation_closes_in_every_layout(write):
+    params, names = parameters(1)
+    model = lrp_jax.trace(functools.partial(classify, names, write, 5), params, X)
+    assert lrp_jax.conservation(model, params, X, jnp.array([1])).gap < 1e-12
