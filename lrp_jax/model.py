@@ -10,7 +10,7 @@ import collections
 import hashlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -38,10 +38,11 @@ class Model(Protocol):
         ...
 
     @property
-    def readout(self) -> ArrayLike | None:
+    def readout(self) -> ArrayLike | Callable[[Params, Array], Array] | None:
         """How much of the head's input comes from each token, ``[N]``: what a rollout starts from.
 
-        It is 1, 0, 0, ... for a class token and 1 / patches for a mean. None: the last attention is a pooling
+        It is 1, 0, 0, ... for a class token and 1 / patches for a mean. Where it is another for each image, as for the
+        last token that is no padding, it is a function ``(params, image) -> [N]``. None: the last attention is a pooling
         attention, and its first row tells.
         """
         ...
@@ -151,10 +152,12 @@ class Checked:
 
     Attributes:
         without_attention: why it has no attention maps; empty if it has.
+        without_chain: why its attention is no chain of blocks, each after the other; empty if it is.
         order: the places of its tokens, the prefix first; None: they are in order.
     """
 
     without_attention: str
+    without_chain: str
     order: np.ndarray | None
 
     @property
@@ -229,6 +232,33 @@ def number_of_layers(model: Model, params: Params, image: Array) -> int:
             f"the model has no attention maps, {model.without_attention}: use a method of the pixels, as full_lrp."
         )
     return classify.eval_shape(model, params, image).attention.shape[0]
+
+
+def check_chain(model: Model) -> None:
+    """Refuse a model whose attention is no chain of blocks, for what goes from each block to the one before it."""
+    if isinstance(model, Checked) and model.without_chain:
+        raise ValueError(
+            f"the model is no chain of blocks, which rollouts and methods of one block need: {model.without_chain}. Use "
+            "a method of the pixels, as full_lrp or input_x_gradient."
+        )
+
+
+def readout(model: Model, params: Params, image: Array) -> Array | None:
+    """How much of the head's input comes from each token of an image, ``[N]``; None: see :attr:`Model.readout`.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        image: ``[H, W, channels]``.
+
+    Raises:
+        ValueError: the model has no chain of blocks, at whose end the head reads; or which tokens cannot be told.
+    """
+    check_chain(model)
+    found = model.readout
+    if found is None:
+        return None
+    return found(params, image) if callable(found) else jnp.asarray(found)
 
 
 def without_addresses(text: str) -> str:

@@ -24,9 +24,11 @@ from lrp_jax.model import (
     Place,
     WithBlocks,
     WithTokens,
+    check_chain,
     check_patterns,
     classify,
     probe,
+    readout,
     zero_taps,
 )
 from lrp_jax.rules import GRADIENT, Rules, named
@@ -188,12 +190,11 @@ def signals_at_biases(
     check_rules(model, params, image, None, rules)
     tokens = classify.eval_shape(model, params, image).attention.shape[-1]
     order = model.order if isinstance(model, Checked) and model.order is not None else np.arange(tokens)
-    readout = np.zeros(tokens)
-    if model.readout is not None:
-        readout[order] = model.readout
+    found = readout(model, params, image)
+    read = jnp.zeros(tokens) if found is None else found[np.argsort(order)]
 
     def run(rules: Rules, taps: Array) -> tuple[Array, None]:
-        return model.forward(params, image, None, with_bias_taps(rules, taps, readout))[0], None
+        return model.forward(params, image, None, with_bias_taps(rules, taps, read))[0], None
 
     logits, pull, _ = vjp(run, [rules], jnp.zeros(tokens, image.dtype))
     targets, (sent,) = _pulled(pull, logits, targets)
@@ -249,6 +250,7 @@ def gradients_of_blocks(
     Raises:
         ValueError: the model does not say where its blocks are.
     """
+    check_chain(model)
     _blocks(model)
     if not isinstance(model, WithTokens):
         raise ValueError("the model does not say what leaves its blocks, see lrp_jax.model.WithTokens.")

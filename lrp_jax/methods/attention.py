@@ -7,7 +7,7 @@ from jax import Array
 
 from lrp_jax.maps import unit_range
 from lrp_jax.methods.base import check_block, check_truths, for_each, patches, register, rollout, row
-from lrp_jax.model import Model, Params, classify, number_of_layers
+from lrp_jax.model import Model, Params, classify, number_of_layers, readout
 from lrp_jax.signals import Explanation, gradients_of_blocks, predicted, signals_at_attention
 
 
@@ -15,9 +15,10 @@ from lrp_jax.signals import Explanation, gradients_of_blocks, predicted, signals
 def raw_attention(model: Model, params: Params, image: Array, targets: Array | None) -> Explanation:
     """The row of the last block's attention, mean over heads."""
     number_of_layers(model, params, image)
+    read = readout(model, params, image)
     logits, attention = classify(model, params, image)
     targets = predicted(logits, targets)
-    return Explanation(logits, targets, for_each(targets, patches(row(attention[-1].mean(axis=0), model), model)))
+    return Explanation(logits, targets, for_each(targets, patches(row(attention[-1].mean(axis=0), read), model)))
 
 
 @register(class_specific=False, resolution="patch", reference="Abnar and Zuidema 2020, section 3")
@@ -33,9 +34,10 @@ def attention_rollout(
         ValueError: ``start_layer`` is not a block.
     """
     check_block(model, params, image, start_layer=start_layer)
+    read = readout(model, params, image)
     logits, attention = classify(model, params, image)
     targets = predicted(logits, targets)
-    relevance = rollout(attention[None, start_layer:].mean(axis=2), model, scaled=True)
+    relevance = patches(rollout(attention[None, start_layer:].mean(axis=2), read, scaled=True), model)
     return Explanation(logits, targets, for_each(targets, relevance[0]))
 
 
@@ -45,10 +47,12 @@ def attention_gradcam(model: Model, params: Params, image: Array, targets: Array
 
     With a and g the rows of A and G at the patches, the map is ``(mean over heads of (mean g) a)+``, scaled to [0, 1].
     """
+    number_of_layers(model, params, image)
+    read = readout(model, params, image)
     signals = signals_at_attention(model, params, image, targets, None, start_layer=-1)
-    gradient = patches(row(signals.gradient[:, 0], model), model)
+    gradient = patches(row(signals.gradient[:, 0], read), model)
     weight = gradient.mean(axis=tuple(range(2, gradient.ndim)), keepdims=True)  # [K, h, 1, 1]
-    cam = jnp.maximum((weight * patches(row(signals.attention[-1], model), model)[None]).mean(axis=1), 0)
+    cam = jnp.maximum((weight * patches(row(signals.attention[-1], read), model)[None]).mean(axis=1), 0)
     return Explanation(signals.logits, signals.targets, unit_range(cam.reshape(len(cam), 1, -1)).reshape(cam.shape))
 
 
@@ -68,9 +72,10 @@ def generic_attention(
         ValueError: ``start_layer`` is not a block.
     """
     check_block(model, params, image, start_layer=start_layer)
+    read = readout(model, params, image)
     signals = signals_at_attention(model, params, image, targets, None, start_layer=start_layer)
     matrices = jnp.maximum(signals.gradient * signals.attention[None, start_layer:], 0).mean(axis=2)
-    return Explanation(signals.logits, signals.targets, rollout(matrices, model))
+    return Explanation(signals.logits, signals.targets, patches(rollout(matrices, read), model))
 
 
 @register(class_specific=True, resolution="patch", reference="Bousselham et al. 2025, section 3")

@@ -20,7 +20,7 @@ shapes are taken, before anything is computed. :func:`lrp_jax.explain` batches a
 
 Letters: K targets, C classes, L blocks, h heads, N tokens. A attention, G and R its gradient and relevance for a
 target, ``x+ = max(x, 0)``; "the row" of a matrix ``[N, N]`` is what the head reads of it: the class token's, for a
-class token, and :attr:`lrp_jax.Model.readout` times the matrix in general.
+class token, and :func:`lrp_jax.model.readout` times the matrix in general.
 """
 
 from __future__ import annotations
@@ -118,28 +118,31 @@ def register(
     return decorate
 
 
-def row(matrix: Array, model: Model) -> Array:
-    """What the head reads of matrices ``[..., N, N]``: their row, ``[..., N]``."""
-    if model.readout is None:
-        return matrix[..., 0, :]
-    return jnp.einsum("n,...nm->...m", jnp.asarray(model.readout, matrix.dtype), matrix)
+def row(matrix: Array, read: Array | None) -> Array:
+    """What the head reads of matrices ``[..., N, N]``: their row, ``[..., N]``.
 
-
-def rollout(matrices: Array, model: Model, *, scaled: bool = False) -> Array:
-    """The row of ``(I + M_{l-1}) ... (I + M_0)`` at the patches, ``[K, rows, cols]``, for M ``[K, l, N, N]``.
-
-    ``scaled`` divides each row of ``I + M`` by its sum.
+    ``read`` is what :func:`lrp_jax.model.readout` gives.
     """
-    if model.readout is None:
+    if read is None:
+        return matrix[..., 0, :]
+    return jnp.einsum("n,...nm->...m", read.astype(matrix.dtype), matrix)
+
+
+def rollout(matrices: Array, read: Array | None, *, scaled: bool = False) -> Array:
+    """The row of ``(I + M_{l-1}) ... (I + M_0)``, ``[K, N]``, for M ``[K, l, N, N]``.
+
+    ``read`` is what :func:`lrp_jax.model.readout` gives. ``scaled`` divides each row of ``I + M`` by its sum.
+    """
+    if read is None:
         of_all, matrices = matrices[:, -1, 0], matrices[:, :-1]
     else:
-        of_all = jnp.broadcast_to(jnp.asarray(model.readout, matrices.dtype), matrices.shape[::3])
+        of_all = jnp.broadcast_to(read.astype(matrices.dtype), matrices.shape[::3])
     for layer in reversed(range(matrices.shape[1])):
         matrix = matrices[:, layer]
         if scaled:
             of_all = of_all / (1 + matrix.sum(axis=-1))
         of_all += jnp.einsum("kn,knm->km", of_all, matrix)
-    return patches(of_all, model)
+    return of_all
 
 
 def patches(tokens: Array, model: Model) -> Array:

@@ -11,8 +11,8 @@ import numpy as np
 from jax import Array
 
 from lrp_jax.maps import heatmaps
-from lrp_jax.methods.base import check_block, check_truths, register, rollout
-from lrp_jax.model import Model, Params, classify
+from lrp_jax.methods.base import check_block, check_truths, patches, register, rollout
+from lrp_jax.model import Model, Params, classify, readout
 from lrp_jax.rules import ALI_LRP, ATTNLRP, CP_LRP, LIBRAGRAD, Rules, with_gamma
 from lrp_jax.signals import (
     Explanation,
@@ -166,7 +166,7 @@ def gated_lrp(
         return _gated(model, params, image, targets, *options)
     logits = classify(model, params, image).logits
     targets = predicted(logits, targets)
-    rows, cols = (size // patches // 4 for size, patches in zip(image.shape, model.grid, strict=False))
+    rows, cols = (size // n // 4 for size, n in zip(image.shape, model.grid, strict=False))
     maps = [
         jax.vmap(partial(_moved, rows=-sign * rows, cols=-sign * cols))(
             _gated(model, params, _moved(image, sign * rows, sign * cols), targets, *options).relevance
@@ -193,9 +193,11 @@ def _gated(
     enlarged: bool,
 ) -> Explanation:
     """Gated LRP of one view."""
+    read = readout(model, params, image)
     found, at_attention = signals_at_blocks_and_attention(model, params, image, targets, rules, start_layer=start_layer)
     relevance = found.relevance.sum(axis=1)
-    maps = [relevance, _around(relevance), rollout(jnp.maximum(at_attention, 0).mean(axis=2), model)]
+    gate = patches(rollout(jnp.maximum(at_attention, 0).mean(axis=2), read), model)
+    maps = [relevance, _around(relevance), gate]
     if enlarged:
         maps = [heatmaps(m, (image.shape[0], image.shape[1])) for m in maps]
     of_it, around, gate = map(_of_largest, maps)

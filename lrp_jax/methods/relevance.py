@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from lrp_jax.methods.base import check_block, check_truths, patches, register, rollout, row
-from lrp_jax.model import Model, Params
+from lrp_jax.model import Model, Params, readout
 from lrp_jax.rules import Rules
 from lrp_jax.signals import Explanation, signals_at_attention, signals_at_pixels, signals_at_stages
 
@@ -36,9 +36,10 @@ def transformer_attribution(
         ValueError: ``start_layer`` is not a block, or ``rules`` is unknown.
     """
     check_block(model, params, image, start_layer=start_layer)
+    read = readout(model, params, image)
     signals = signals_at_attention(model, params, image, targets, rules, start_layer=start_layer)
     matrices = jnp.maximum(signals.gradient * signals.relevance, 0).mean(axis=2)
-    return Explanation(signals.logits, signals.targets, rollout(matrices, model))
+    return Explanation(signals.logits, signals.targets, patches(rollout(matrices, read), model))
 
 
 @register(class_specific=True, resolution="patch", reference="Chefer et al. 2021, section 4; Voita et al. 2019")
@@ -105,9 +106,10 @@ def lrp_rollout(
         ValueError: ``start_layer`` is not a block, or ``rules`` is unknown.
     """
     check_block(model, params, image, start_layer=start_layer)
+    read = readout(model, params, image)
     signals = signals_at_attention(model, params, image, targets, rules, gradient=False, start_layer=start_layer)
     matrices = jnp.maximum(signals.relevance, 0).mean(axis=2)
-    return Explanation(signals.logits, signals.targets, rollout(matrices, model))
+    return Explanation(signals.logits, signals.targets, patches(rollout(matrices, read), model))
 
 
 @register(class_specific=True, resolution="patch", reference="Chefer et al. 2021, table 3 (one block)")
@@ -134,9 +136,10 @@ def single_block(
     """
     check_truths(gradient=gradient)
     layers = check_block(model, params, image, negative=True, block=block)
-    if model.readout is None and block not in (-1, layers - 1):
+    read = readout(model, params, image)
+    if read is None and block not in (-1, layers - 1):
         raise ValueError(f"block must be the last, {layers - 1}, of a model that pools by attention; got {block}.")
     signals = signals_at_attention(model, params, image, targets, rules, gradient=gradient, start_layer=block)
     relevance = signals.gradient * signals.relevance if gradient else signals.relevance
     matrix = jnp.maximum(relevance[:, 0], 0).mean(axis=1)
-    return Explanation(signals.logits, signals.targets, patches(row(matrix, model), model))
+    return Explanation(signals.logits, signals.targets, patches(row(matrix, read), model))

@@ -39,7 +39,7 @@ def everywhere(rules: Rules, change: Callable[[Rules, dict[str, Any]], Rules], k
     return of(rules, frozenset())
 
 
-def with_bias_taps(rules: Rules, taps: Array, readout: np.ndarray) -> Rules:
+def with_bias_taps(rules: Rules, taps: Array, readout: Array) -> Rules:
     """Rules whose biases are scaled by ``1 + taps``: the taps' cotangent is the biases times their gradient.
 
     A bias is what an operation gives for zeros. Those of the embedding are left out, which stand before the tokens.
@@ -58,7 +58,7 @@ def with_bias_taps(rules: Rules, taps: Array, readout: np.ndarray) -> Rules:
             weights = taps.reshape(shape)
         else:
             is_second = tokens is None and y.shape[-2:-1] == (len(readout),)
-            weights = taps[:, None] if is_second else taps @ jnp.asarray(readout, taps.dtype)
+            weights = taps[:, None] if is_second else taps @ readout.astype(taps.dtype)
         return y + weights.astype(y.dtype) * jnp.broadcast_to(bias, y.shape)
 
     def change(rules: Rules, place: dict[str, Any]) -> Rules:

@@ -139,12 +139,13 @@ def run(
             ]
             results = jax.lax.switch(jnp.asarray(inputs[0], jnp.int32), branches, *inputs[1:])
         else:
-            results = _by_operation(step, turn.rules(rules, step), inputs)
+            results = by_operation(step, turn.rules(rules, step), inputs)
         known |= {v: points.passed(v, result) for v, result in zip(step.outputs, results, strict=True)}
     return [read(v) for v in program.outputs], attention
 
 
-def _by_operation(step: Step, rules: Rules, inputs: Sequence[Any]) -> Sequence[Any]:
+def by_operation(step: Step, rules: Rules, inputs: Sequence[Any]) -> Sequence[Any]:
+    """What a step gives that is one operation, or an equation that does not depend on the example."""
     if step.operation is None:
         return step.equations[0].call(*inputs)
     found = step.operation.run(rules, *inputs)

@@ -1,4 +1,4 @@
-"""Which pixels a token is of, and which tokens the head reads: found by running the program on a rule set of its own.
+"""Which pixels a token is of: found by running the program on a rule set of its own.
 
 Its operations are means of what they read, whatever the parameters are, so that each value is a mixture of what it
 depends on. Coordinates that go in come out as the centre of the pixels that reach a token.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
-from fractions import Fraction
 from typing import Any
 
 import jax
@@ -22,7 +21,7 @@ from lrp_jax.rules import Rules
 from lrp_jax.tracing import products
 from lrp_jax.tracing.interpret import run
 from lrp_jax.tracing.places import block_starts, cut_points
-from lrp_jax.tracing.steps import Loop, Recognised, Site, Step
+from lrp_jax.tracing.steps import Loop, Recognised, Site
 
 
 def _dense(x: Array, kernel: Array, bias: Any, *, product: Any = jnp.matmul) -> Array:
@@ -84,27 +83,7 @@ def value_at(program: Recognised, values: Sequence[Any], variable: Variable) -> 
     return values[program.inputs.index(variable)]
 
 
-def rest_from(program: Recognised, variable: Variable, value: Array) -> list[Any]:
-    """What a program gives if a variable has a value, the last time that it is computed, and all else is 0."""
-    for i, step in enumerate(program.steps):
-        inside = isinstance(step, Loop) and step.body.has(variable)
-        if variable not in step.outputs and not inside:
-            continue
-        known: dict[Variable, Any] = {variable: value}
-        if isinstance(step, Loop):
-            outputs = rest_from(step.body, variable, value)
-            known = dict(zip(step.outputs[: step.carry], outputs, strict=False))
-        constants = [s for s in program.steps[:i] if s.operation is None]
-        steps: list[Step] = [*constants, *program.steps[i + 1 :]]
-        made = {v for s in steps for v in s.outputs}
-        read = dict.fromkeys(v for s in steps for v in s.inputs) | dict.fromkeys(program.outputs)
-        inputs = [v for v in read if v not in made and v.constant is None]
-        values = [known[v] if v in known else jnp.zeros(v.shape, v.dtype) for v in inputs]
-        return run(Recognised(inputs, program.outputs, steps), MIXTURE, values, None)[0]
-    raise AssertionError("the variable is not of the program")
-
-
-def _values(function: Callable[..., Any], *arguments: np.ndarray) -> Any:
+def compiled(function: Callable[..., Any], *arguments: np.ndarray) -> Any:
     """What a function gives, compiled ahead: known inside the caller's jit as well, its zeros never made."""
     return jax.jit(function).lower(*arguments).compile()(*arguments)
 
@@ -136,7 +115,7 @@ def centres(
         return jax.vmap(lambda t: jax.jvp(of_example, (zeros[example],), (t,))[1])(tangents)
 
     found = []
-    all_of_them = _values(mixtures, coordinates.astype(dtype))
+    all_of_them = compiled(mixtures, coordinates.astype(dtype))
     for mass, *moments in (np.asarray(mixture, np.float64) for mixture in all_of_them):
         reached = mass > 1e-6 * mass.max(initial=0)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -335,45 +314,3 @@ def _lines(positions: np.ndarray, tolerance: float) -> np.ndarray:
     numbers = np.empty(len(positions), int)
     numbers[order] = np.concatenate([[0], np.cumsum(steps)])
     return numbers
-
-
-def readout(program: Recognised, site: Site) -> np.ndarray | None:
-    """How much of the output comes from each token, ``[N]``; None: the last attention has one learned query.
-
-    Args:
-        program: the program.
-        site: its last attention.
-
-    Returns:
-        Weights, in the order of the program's tokens.
-
-    Raises:
-        UnclearError: it is neither.
-    """
-    attention = site.inputs[0]
-    n = attention.shape[site.key]
-    queries = 1 if site.query is None else attention.shape[site.query]
-    if site.learned and queries == 1:
-        return None
-    if queries != n or site.query is None:
-        raise UnclearError(f"the last attention is of {queries} queries over {n} tokens")
-    product = site.product.outputs[0]
-    side = 1 - site.values
-    place = products.axes(site.product, side)[2].index(site.query)
-    axis = products.free_axes(site.product, side)[place]
-
-    def weights() -> Array:
-        zeros = jnp.zeros(product.shape, product.dtype)
-        outputs, pull = jax.vjp(lambda x: rest_from(program, product, x)[0], zeros)
-        (sent,) = pull(jnp.ones_like(outputs))
-        return jnp.abs(sent).sum(axis=tuple(i for i in range(sent.ndim) if i != axis))
-
-    found = np.asarray(_values(weights), np.float64)
-    if not found.max() > 0:
-        raise UnclearError("no token of the last attention is read")
-    start = site.rows[0] if site.rows else 0
-    whole = np.zeros(n)
-    whole[start : start + len(found)] = found / found.max()
-    # They are quotients of numbers of tokens, but for rounding.
-    whole = np.array([float(Fraction(w).limit_denominator(20 * n)) for w in whole])
-    return whole / whole.sum()

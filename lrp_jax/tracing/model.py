@@ -19,6 +19,7 @@ from lrp_jax.program import Variable
 from lrp_jax.rules import GRADIENT, Rules
 from lrp_jax.tracing import layout, report
 from lrp_jax.tracing.interpret import Points, run
+from lrp_jax.tracing.reading import Reading
 from lrp_jax.tracing.steps import Recognised, Site
 
 Params = Any
@@ -33,6 +34,41 @@ class Given(NamedTuple):
     others: Sequence[Any]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class OfEach:
+    """The readout of a traced model that is another for each input; or that cannot be told, which its call says.
+
+    As an array it is NaN: there are no weights without an input.
+
+    Attributes:
+        model: the model.
+    """
+
+    model: Traced
+
+    def __call__(self, params: Any, image: Array) -> Array:
+        """The weights of the tokens, ``[N]``.
+
+        Args:
+            params: as ``forward`` takes them.
+            image: likewise.
+
+        Raises:
+            ValueError: which tokens the head reads cannot be told.
+        """
+        reading, order = self.model.reading, self.model.order
+        if reading.of_inputs is None:
+            raise ValueError(
+                f"{reading.unclear}: give readout=, the weights of the {self.model.tokens} tokens, to trace. Methods of "
+                "the pixels, and attnlrp and its kin, need none."
+            )
+        weights = reading.of_inputs(self.model.inputs(params, image))
+        return weights if order is None else weights[order]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.full(self.model.tokens, np.nan, dtype)
+
+
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Traced(Checked):
     """A model that was traced; a :class:`lrp_jax.Model`, with what was recognised: print it.
@@ -41,9 +77,9 @@ class Traced(Checked):
 
     Attributes:
         grid: of the tokens that are patches, (rows, columns); of a model of token inputs, (tokens,).
-        readout: how much of the output comes from each token, ``[N]``; None: the last attention is a pooling attention,
-            or there is no attention.
+        reading: what the head reads, see :attr:`readout`.
         without_attention: why there are no attention maps; empty if there are.
+        without_chain: why its attention is no chain of blocks; empty if it is, or if there is none.
         program: what it runs.
         embed: what makes activations of token inputs; None for an image.
         params_structure: of the parameters.
@@ -55,8 +91,9 @@ class Traced(Checked):
     """
 
     grid: tuple[int, ...]
-    readout: np.ndarray | None
+    reading: Reading
     without_attention: str
+    without_chain: str
     program: Recognised
     embed: Recognised | None
     params_structure: Any
@@ -70,6 +107,17 @@ class Traced(Checked):
     def is_image(self) -> bool:
         """Whether an image is explained, and there is no other input."""
         return self.embed is None and self.example_structure.num_leaves == 1
+
+    @functools.cached_property
+    def readout(self) -> np.ndarray | OfEach | None:
+        """How much of the output comes from each token, ``[N]``; a function, where that depends on the input.
+
+        None: the last attention is a pooling attention, or there is no attention.
+        """
+        weights = self.reading.weights
+        if weights is not None:
+            return weights if self.order is None else weights[self.order]
+        return OfEach(self) if self.reading.of_inputs or self.reading.unclear else None
 
     def prepare(self, params: Params, example: Example) -> tuple[Any, Array]:
         """The parameters and the activations that are explained of one example.
@@ -99,7 +147,7 @@ class Traced(Checked):
     def _forward(
         self, params: Params, image: Array, taps: Array | None, rules: Rules, points: Points | None
     ) -> tuple[Array, Array]:
-        (logits,), parts = run(self.program, rules, self._inputs(params, image), self._unordered(taps), points)
+        (logits,), parts = run(self.program, rules, self.inputs(params, image), self._unordered(taps), points)
         if self.without_attention:
             return logits.reshape(-1), jnp.zeros((0, 0, 0, 0), logits.dtype)
         attention = jnp.concatenate(parts)
@@ -141,7 +189,7 @@ class Traced(Checked):
         """The tokens that leave each block, see :class:`lrp_jax.model.WithTokens`."""
         leaving = self._leaving()
         before = Recognised(self.program.inputs, [leaving], self.program.steps)
-        inputs, taps = self._inputs(params, image), jnp.asarray(self._unordered(taps))
+        inputs, taps = self.inputs(params, image), jnp.asarray(self._unordered(taps))
         pooling = self.program.sites - self.program.blocks
         taps = jnp.pad(taps, ((0, pooling), (0, 0), (0, 0), (0, 0)))
         points = Points(
@@ -160,7 +208,7 @@ class Traced(Checked):
         constants = [step for step in self.program.steps[:place] if step.operation is None]
         steps = [*constants, *self.program.steps[place + 1 :]]
         rest = Recognised([*self.program.inputs, leaving], self.program.outputs, steps)
-        return run(rest, GRADIENT, [*self._inputs(params, image), left], None)[0][0].reshape(-1)
+        return run(rest, GRADIENT, [*self.inputs(params, image), left], None)[0][0].reshape(-1)
 
     def _leaving(self) -> Variable:
         if self.leaving is None or not self.blocks:
@@ -229,11 +277,12 @@ class Traced(Checked):
             lines.append(f"no attention maps: {self.without_attention}")
         else:
             site, _ = sites[0]
-            shape = site.inputs[0].shape
-            heads, n = math.prod(shape[i] for i in site.heads), shape[site.key]
+            heads, n = math.prod(site.inputs[0].shape[i] for i in site.heads), self.tokens
             prefix = n - math.prod(self.grid)
             lines.append(f"{sum(n for _, n in sites)} blocks of attention, {heads} heads, {n} tokens")
             lines.append(f"grid {' x '.join(map(str, self.grid))}, {prefix} other tokens, readout: {self._readout()}")
+            if self.without_chain:
+                lines.append(f"no rollouts: {self.without_chain}")
         return "\n".join([*lines, "", report.table(self.program)])
 
     def __repr__(self) -> str:
@@ -247,9 +296,17 @@ class Traced(Checked):
             digest.update(np.ascontiguousarray(constant).tobytes())
         return digest.hexdigest()[:16]
 
+    @property
+    def tokens(self) -> int:
+        """How many tokens attend; 0 without attention."""
+        sites = (step for step, _ in self.program.walk() if isinstance(step, Site))
+        return next((site.inputs[0].shape[site.key] for site in sites), 0)
+
     def _readout(self) -> str:
         if self.readout is None:
             return "a pooling attention"
+        if isinstance(self.readout, OfEach):
+            return f"unclear, {self.reading.unclear}" if self.reading.unclear else "another for each input"
         read = np.flatnonzero(self.readout)
         if len(read) == 1:
             return f"token {read[0]}"
@@ -261,7 +318,8 @@ class Traced(Checked):
             raise ValueError(f"params must be {self.params_structure}, as the model was traced; got {structure}.")
         return leaves
 
-    def _inputs(self, params: Params, image: Array) -> list[Any]:
+    def inputs(self, params: Params, image: Array) -> list[Any]:
+        """The values of the program's inputs; arguments as of ``forward``."""
         others: Sequence[Any] = []
         if not self.is_image:
             if not isinstance(params, Given):

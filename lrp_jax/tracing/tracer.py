@@ -14,7 +14,9 @@ from jax import Array
 from lrp_jax.program import Equation, Program, Variable, activate, deactivate, flatten, prune
 from lrp_jax.tracing import layout
 from lrp_jax.tracing.model import Example, Params, Traced
+from lrp_jax.tracing.chain import broken_chain, moved_by_inputs
 from lrp_jax.tracing.places import locate
+from lrp_jax.tracing.reading import Reading, reading
 from lrp_jax.tracing.recognise import recognise, spans
 from lrp_jax.tracing.rolling import roll, select_first
 from lrp_jax.tracing.steps import Recognised, Site
@@ -77,7 +79,7 @@ def trace(
         place = len(program.inputs) - 1
     recognised = _recognised(program, program.inputs[place], is_image=embed is None)
     return Traced(
-        **_layout(recognised, place, 2 if embed is None else 1, grid, prefix, readout),
+        **_layout(recognised, place, len(leaves), 2 if embed is None else 1, grid, prefix, readout),
         program=recognised,
         embed=embed,
         params_structure=structure,
@@ -186,6 +188,7 @@ def _unsupported(unknown: Sequence[Equation]) -> str:
 def _layout(
     program: Recognised,
     example: int,
+    parameters: int,
     axes: int,
     grid: tuple[int, ...] | None,
     prefix: int | None,
@@ -194,7 +197,7 @@ def _layout(
     """Grid, readout and order of the tokens, found or given; or why there are no attention maps."""
     sites = [step for step, _ in program.walk() if isinstance(step, Site)]
     shapes = {(math.prod(s.inputs[0].shape[i] for i in s.heads), s.inputs[0].shape[s.key]) for s in sites}
-    nothing = {"grid": grid or (1,) * axes, "readout": None, "order": None}
+    nothing = {"grid": grid or (1,) * axes, "reading": Reading(), "order": None, "without_chain": ""}
     if len(shapes) != 1:
         among = ", ".join(f"{h} heads of {n} tokens" for h, n in sorted(shapes))
         why = f"its attention is of different sizes: {among}" if sites else "it has no attention"
@@ -208,6 +211,9 @@ def _layout(
             return nothing | {"without_attention": why}
     order: np.ndarray | None = None
     if grid is None:
+        moved, _ = moved_by_inputs(program)
+        if moved:
+            return nothing | {"without_attention": f"which part of an input a token is of, the input says, {moved}"}
         try:
             grid, order = layout.tokens(program, example, sites[0], axes)
         except layout.UnclearError as unclear:
@@ -217,14 +223,17 @@ def _layout(
     if (prefix is not None and prefix + math.prod(grid) != n) or math.prod(grid) > n:
         raise ValueError(f"grid {grid} and prefix {prefix} must add up to the {n} tokens.")
     if readout is None:
-        try:
-            weights = layout.readout(program, sites[-1])
-        except layout.UnclearError as unclear:
-            raise ValueError(f"{unclear}: give readout=, the weights of the {n} tokens.") from None
-        weights = weights if weights is None or order is None else weights[order]
+        read = reading(program, sites[-1], parameters)
     else:
         weights = np.asarray(readout, np.float64)
         if weights.shape != (n,):
             raise ValueError(f"readout must be the weights of the {n} tokens, got the shape {weights.shape}.")
+        read = Reading(weights if order is None else weights[np.argsort(order)])
     ordered = order is None or np.array_equal(order, np.arange(n))
-    return {"grid": grid, "readout": weights, "order": None if ordered else order, "without_attention": ""}
+    return {
+        "grid": grid,
+        "reading": read,
+        "order": None if ordered else order,
+        "without_attention": "",
+        "without_chain": broken_chain(program, example, is_read_alike=read.of_inputs is None),
+    }

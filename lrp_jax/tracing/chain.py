@@ -1,0 +1,227 @@
+"""Whether the attention of a program is a chain of blocks, as rollouts go through: each reads what the last one gave."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lrp_jax.program import Equation, Variable
+from lrp_jax.tracing import products
+from lrp_jax.tracing.interpret import Points, run
+from lrp_jax.tracing.layout import MIXTURE, compiled
+from lrp_jax.tracing.places import block_starts, cut_points
+from lrp_jax.tracing.steps import Choice, Loop, Recognised, Site, Step
+
+
+class _BrokenError(Exception):
+    """Attention is no chain, and why."""
+
+
+def broken_chain(program: Recognised, example: int, *, is_read_alike: bool) -> str:
+    """Why the attention of a program is no chain of blocks; empty if it is.
+
+    Args:
+        program: the program, which has attention of one size.
+        example: which of its inputs is explained.
+        is_read_alike: whether the head reads the same tokens of every input.
+    """
+    try:
+        _follow(program, None, [])
+    except _BrokenError as broken:
+        return str(broken)
+    _, moved = moved_by_inputs(program)
+    if moved:
+        return f"tokens change places between its blocks as the input says, {moved}"
+    if _is_strict(program, program.inputs[example]):
+        return ""
+    if not is_read_alike:
+        return "paths around its blocks lead to a head that reads other tokens of each input"
+    return _read_before(program)
+
+
+def _follow(program: Recognised, reached: set[Variable] | None, before: list[Equation]) -> set[Variable] | None:
+    """What depends on the last attention, going on from what depends on the last one before the program.
+
+    Args:
+        program: the program.
+        reached: of what it is given; None: there is no attention before it.
+        before: the products of attention so far.
+
+    Raises:
+        _BrokenError: the values of some attention do not depend on the last one before it.
+    """
+    sites = {step.product: step for step in program.steps if isinstance(step, Site)}
+    for step in program.steps:
+        if isinstance(step, Loop) and step.body.sites:
+            inner = None
+            if reached is not None:
+                inner = {i for i, o in zip(step.body.inputs, step.inputs, strict=True) if o in reached}
+            for _ in range(min(step.length, 2)):
+                inner = _follow(step.body, inner, before) or set()
+                after = inner
+                carried = zip(step.body.inputs[step.consts :], step.body.outputs[: step.carry], strict=False)
+                inner = {i for i, o in carried if o in after}
+            reached = {o for o, v in zip(step.outputs, step.body.outputs, strict=True) if v in after}
+        elif step.equations[0] in sites and not isinstance(step, Site):
+            site = sites[step.equations[0]]
+            if reached is not None and step.inputs[site.values] not in reached:
+                raise _BrokenError(
+                    f"the attention at {site.product.line} reads nothing of the attention at {before[-1].line}, beside "
+                    "which it stands"
+                )
+            before.append(site.product)
+            reached = set(step.outputs)
+        elif reached is not None and not reached.isdisjoint(step.active):
+            reached.update(v for v in step.outputs if v.active)
+    return reached
+
+
+def _is_strict(program: Recognised, example: Variable | None) -> bool:
+    """Whether all paths from each attention to the output pass through what enters the next."""
+    starts = block_starts(program, example)
+    if starts is None:
+        return False
+    through = set(cut_points(program))
+    place = {v: i for i, step in enumerate(program.steps) for v in step.outputs}
+    ends = -1
+    for variable, step in starts:
+        if place.get(variable, -1) < ends:
+            return False
+        if isinstance(step, Loop):
+            if through.isdisjoint(step.outputs) or not _is_strict(step.body, None):
+                return False
+            ends = program.steps.index(step)
+        elif isinstance(step, Site):
+            ends = place[step.product.outputs[0]]
+    return True
+
+
+def _read_before(program: Recognised) -> str:
+    """Why the head reads other tokens on paths around the last blocks; empty if it does not."""
+    rules = dataclasses.replace(MIXTURE, matmul=lambda a, b: jnp.zeros((*a.shape[:-1], b.shape[-1]), a.dtype))
+    sites = list(_sites(program, ()))
+
+    def weights() -> list[jax.Array]:
+        added = {s.product.outputs[0]: jnp.zeros((*t, *s.product.outputs[0].shape), s.product.outputs[0].dtype) for s, t in sites}
+
+        def outputs(added: dict[int, jax.Array]) -> jax.Array:
+            values = [jnp.zeros(v.shape, v.dtype) for v in program.inputs]
+            points = Points({s.product.outputs[0]: x for (s, _), x in zip(sites, added.values(), strict=True)})
+            found: jax.Array = run(program, rules, values, None, points)[0][0]
+            return found
+
+        found, pull = jax.vjp(outputs, dict(enumerate(added.values())))
+        (sent,) = pull(jnp.ones_like(found))
+        parts = []
+        for (site, times), x in zip(sites, sent.values(), strict=True):
+            axis = len(times) + _axis(site)
+            each = jnp.abs(x).sum(axis=tuple(i for i in range(len(times), x.ndim) if i != axis))
+            parts.append(each.reshape(-1, each.shape[-1]))
+        return parts
+
+    found = []
+    for (site, _), part in zip(sites, compiled(weights), strict=True):
+        n, (start, _) = site.inputs[0].shape[site.key], site.rows or (0, 0)
+        for row in np.asarray(part, np.float64):
+            whole = np.zeros(n)
+            whole[start : start + len(row)] = row
+            found.append((site, whole / row.max(initial=0) if row.max(initial=0) > 0 else None))
+    _, last = found[-1]
+    for site, each in found[:-1]:
+        if each is not None and (last is None or np.abs(each - last).max() > 1e-3):
+            return f"the head reads other tokens of the block at {site.product.line} than of the last"
+    return ""
+
+
+def _sites(program: Recognised, times: tuple[int, ...]) -> Iterator[tuple[Site, tuple[int, ...]]]:
+    for step in program.steps:
+        if isinstance(step, Site) and step.query is not None:
+            yield step, times
+        elif isinstance(step, Loop):
+            yield from _sites(step.body, (*times, step.length))
+
+
+def _axis(site: Site) -> int:
+    """The axis of queries of the product with the values."""
+    side = 1 - site.values
+    return products.free_axes(site.product, side)[products.axes(site.product, side)[2].index(site.query)]
+
+
+#: What takes values to places, or from them: which of its inputs say where, and which are as large if all are moved.
+_PLACED = {"gather": slice(1, 2), "scatter": slice(1, 2), "dynamic_slice": slice(1, None)}
+_PLACED |= {"dynamic_update_slice": slice(2, None)}
+#: What puts values in another order.
+_DISPLACING = frozenset({"rev", "transpose", "gather", "slice", "concatenate", "dynamic_slice", "sort", "top_k"})
+_MIXES = frozenset({"dense", "patch_embed", "matmul"})
+
+
+class _Moves:
+    """Where active values are taken to places that the inputs say."""
+
+    def __init__(self, program: Recognised) -> None:
+        self.said = {v for v in program.inputs if not v.active}  # what depends on inputs, not differentiably
+        self.maker: dict[Variable, Step] = {}
+        # Those before the first attention; and those after it on the way around what blocks compute.
+        self.before: list[Equation] = []
+        self.between: list[Equation] = []
+        last = max((i for i, step in enumerate(program.steps) if _attends(step)), default=-1)
+        self.walk(program.steps[: last + 1], self.before)
+
+    def walk(self, steps: Sequence[Step], found: list[Equation]) -> None:
+        mixed: set[Variable] = set()
+        for step in steps:
+            self.maker |= dict.fromkeys(step.outputs, step)
+            if step.operation is None:
+                if any(v.active or v in self.said for v in step.inputs):
+                    self.said.update(step.outputs)
+                continue
+            plain = not mixed.issuperset(step.active)
+            if step.operation.name in _MIXES or not plain:
+                mixed.update(step.outputs)
+            if (plain or found is self.before) and self.moves(step):
+                found.append(step.equations[0])
+            found = self.between if isinstance(step, Site) else found
+            if isinstance(step, Loop):
+                found = self.between if step.body.sites else found
+                given = zip(step.body.inputs, step.inputs, strict=True)
+                self.said.update(i for i, o in given if o in self.said)
+                self.walk(step.body.steps, found)
+
+    def moves(self, step: Step) -> bool:
+        """Whether a step takes active values to places that the inputs say."""
+        name = step.equations[0].primitive
+        if isinstance(step, Choice):
+            inside = {s.equations[0].primitive for branch in step.branches for s, _ in branch.walk()}
+            return step.inputs[0] in self.said and not inside.isdisjoint(_DISPLACING)
+        if name == "select_n":
+            return step.inputs[0] in self.said and any(self.is_displaced(v) for v in step.active)
+        if name in _PLACED:
+            whole = {"dynamic_slice": step.outputs[0], "dynamic_update_slice": step.inputs[1]}.get(name)
+            if whole is not None and whole.shape == step.inputs[0].shape:
+                return False
+            return not self.said.isdisjoint(step.inputs[_PLACED[name]])
+        return name in {"sort", "top_k"}
+
+    def is_displaced(self, variable: Variable) -> bool:
+        """Whether a variable is another in a different order."""
+        step = self.maker.get(variable)
+        while step is not None and step.operation is not None and step.operation.name == "move":
+            if step.equations[0].primitive in _DISPLACING:
+                return True
+            step = self.maker.get(step.active[0]) if len(step.active) == 1 else None
+        return False
+
+
+def _attends(step: Step) -> bool:
+    return isinstance(step, Site) or (isinstance(step, Loop) and bool(step.body.sites))
+
+
+def moved_by_inputs(program: Recognised) -> tuple[str, str]:
+    """The operations that take tokens to places that the inputs say: before the first attention, and between blocks."""
+    moves = _Moves(program)
+    before, between = (next(iter(found), None) for found in (moves.before, moves.between))
+    return str(before or ""), str(between or "")
