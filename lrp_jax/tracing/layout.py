@@ -284,7 +284,9 @@ def _entering(
     program: Recognised, example: Variable | None, times: tuple[int, ...]
 ) -> list[tuple[Variable, tuple[int, ...]] | None]:
     starts = block_starts(program, example)
-    if starts is None:
+    entered = [variable for variable, _ in starts or ()]
+    streams = [v for v, step in starts or () if isinstance(step, Loop) and entered.count(v) > 1]
+    if starts is None or streams:  # side by side, each loop has its own tokens
         return [None]
     found: list[tuple[Variable, tuple[int, ...]] | None] = []
     for variable, step in starts:

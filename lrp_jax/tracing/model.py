@@ -167,7 +167,8 @@ class Traced(Checked):
         """What enters each block of attention; empty, if there is none, or it cannot be told."""
         if self.without_attention:
             return []
-        return layout.block_inputs(self.program, self._place, len(self.grid))
+        found = layout.block_inputs(self.program, self._place, len(self.grid))
+        return found if all(stage.grid == self.grid for stage in found) else []  # pixels are no tokens
 
     @property
     def _place(self) -> int:

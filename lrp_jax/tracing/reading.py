@@ -177,13 +177,13 @@ class _Tail:
             step = maker.get(step.active[0])
         if step is None or step.operation is None or step.operation.name != "multiply":
             return
-        summed = pooling.equations[0].params.get("axes", ())
-        for factor in map(maker.get, step.active):
-            if factor is None or factor.equations[0].primitive != "broadcast_in_dim":
-                continue
-            (small,) = factor.active
-            kept = [i for i, size in zip(factor.equations[0].params["broadcast_dimensions"], small.shape) if size > 1]  # noqa: B905
-            if small.size < factor.outputs[0].size and not {*summed}.isdisjoint(kept):
+        summed = {*pooling.equations[0].params.get("axes", ())}
+        for factor in step.active:
+            small, axes, made = factor, range(len(factor.shape)), maker.get(factor)
+            if made is not None and made.equations[0].primitive == "broadcast_in_dim":
+                (small,), axes = made.active, made.equations[0].params["broadcast_dimensions"]
+            wide = {axis for axis, size in zip(axes, small.shape, strict=True) if size > 1}
+            if small.size < step.outputs[0].size and not summed.isdisjoint(wide):
                 raise UnclearError(f"the head weighs tokens by what they hold, {step.equations[0]}")
 
     # Running it. Every step gets rules that know the step.
