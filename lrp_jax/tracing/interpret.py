@@ -182,14 +182,14 @@ def _loop(
         taps = jnp.pad(taps, ((missing, 0),) + ((0, 0),) * (taps.ndim - 1)) if missing else taps
         taps = taps.reshape(tapped, sites, *taps.shape[1:])
     cuts = sorted({0, step.length - tapped, step.length, *_changes(step, rules, turns)})
-    pieces = list(itertools.pairwise(cuts))[:: -1 if params["reverse"] else 1]
+    pieces = list(itertools.pairwise(cuts))[:: -1 if params["reverse"] else 1] or [(0, 0)]
     parts, attention, values = [], [], []
     for start, end in pieces:
         some, here = ([x[start:end] for x in all_of_them] for all_of_them in (given, before))
         first_tap = step.length - tapped
         tap = None if taps is None or start < first_tap else taps[start - first_tap : end - first_tap]
         once = jax.checkpoint(
-            partial(body, turns[start]), policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False
+            partial(body, turns[start] if turns else None), policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False
         )
         carried, (outputs, maps, found) = jax.lax.scan(
             once, carried, (some, tap, here), end - start, reverse=params["reverse"], unroll=params["unroll"]

@@ -136,7 +136,7 @@ def add(equation: Equation) -> Operation | None:
 
         def run(rules: Rules, a: Array, b: Array) -> Array:
             a, b = jnp.broadcast_arrays(a, b)
-            return rules.add(a, b if sign == 1 else -b)
+            return rules.add(a, b if sign == 1 else rules.activation(jnp.negative, b))
 
         return Operation("add", run)
     first, second = (v.active for v in equation.inputs)
@@ -199,7 +199,7 @@ def reduce_sum(equation: Equation) -> Operation:
     """Pooling: a mean, times the number of values."""
     summed, (x,) = equation.params["axes"], equation.inputs
     n = math.prod(x.shape[i] for i in summed)
-    if n == 1:
+    if n < 2:
         return Operation("move", lambda rules, x: equation.call(x))
 
     def run(rules: Rules, x: Array) -> Array:

@@ -207,10 +207,13 @@ def block_starts(program: Recognised, example: Variable | None) -> list[tuple[Va
 
 
 def cut_points(program: Recognised) -> list[Variable]:
-    """The active variables that all paths from the example to the output pass through, in order."""
+    """The active variables that all paths from the example to the first active output pass through, in order.
+
+    A loop may carry a counter before it.
+    """
     above = dominators(program.inputs, program.steps)
     chain = []
-    last: Variable | None = program.outputs[0]
+    last: Variable | None = next(v for v in program.outputs if v.active)
     while last is not None:
         chain.append(last)
         last = above[last]
