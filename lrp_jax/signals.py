@@ -27,6 +27,7 @@ from lrp_jax.model import (
     check_chain,
     check_patterns,
     classify,
+    number_of_layers,
     probe,
     readout,
     zero_taps,
@@ -187,6 +188,7 @@ def signals_at_biases(
     """
     rules = _modified(rules, "biases")
     _blocks(model)
+    number_of_layers(model, params, image)  # biases are given to its tokens
     check_rules(model, params, image, None, rules)
     tokens = classify.eval_shape(model, params, image).attention.shape[-1]
     order = model.order if isinstance(model, Checked) and model.order is not None else np.arange(tokens)

@@ -123,7 +123,8 @@ def run(
             (value,) = inputs
             if taps is not None and passed >= untapped:
                 value = value + from_map(step, taps[passed - untapped]).astype(value.dtype)
-            attention.append(to_map(step, value)[None])
+            if step.handed_out:
+                attention.append(to_map(step, value)[None])
             results: Sequence[Any] = [value]
             passed += 1
         elif isinstance(step, Loop):

@@ -165,7 +165,7 @@ class Traced(Checked):
     @functools.cached_property
     def blocks(self) -> list[layout.Stage]:
         """What enters each block of attention; empty, if there is none, or it cannot be told."""
-        if self.without_attention:
+        if not self.program.sites:
             return []
         found = layout.block_inputs(self.program, self._place, len(self.grid))
         return found if all(stage.grid == self.grid for stage in found) else []  # pixels are no tokens
@@ -212,7 +212,7 @@ class Traced(Checked):
         return run(rest, GRADIENT, [*self.inputs(params, image), left], None)[0][0].reshape(-1)
 
     def _leaving(self) -> Variable:
-        if self.leaving is None or not self.blocks:
+        if self.without_attention or self.leaving is None or not self.blocks:
             why = self.without_attention or "where they begin and end cannot be told"
             raise ValueError(f"the model has no blocks that could be taken apart, {why}.")
         if self.leaving.shape != self.blocks[0].variable.shape:

@@ -71,6 +71,7 @@ class Site(Step):
         learned: whether the query does not depend on the example.
         products: the products that it explains: those that it goes into, and those of queries and keys.
         rows: the queries that the product reads, start and end; None: all.
+        handed_out: whether it is; not, where it is not of all tokens with all.
     """
 
     heads: tuple[int, ...]
@@ -81,6 +82,7 @@ class Site(Step):
     learned: bool
     products: list[Equation]
     rows: tuple[int, int] | None = None
+    handed_out: bool = True
 
 
 @dataclasses.dataclass(eq=False)

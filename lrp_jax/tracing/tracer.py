@@ -78,8 +78,12 @@ def trace(
         embed = _embedding(program, program.inputs[place])
         place = len(program.inputs) - 1
     recognised = _recognised(program, program.inputs[place], is_image=embed is None)
+    found = _layout(recognised, place, len(leaves), 2 if embed is None else 1, grid, prefix, readout)
+    for step, _ in recognised.walk():
+        if isinstance(step, Site):
+            step.handed_out = not found["without_attention"]
     return Traced(
-        **_layout(recognised, place, len(leaves), 2 if embed is None else 1, grid, prefix, readout),
+        **found,
         program=recognised,
         embed=embed,
         params_structure=structure,
@@ -185,6 +189,24 @@ def _unsupported(unknown: Sequence[Equation]) -> str:
     )
 
 
+def _not_square(sites: Sequence[Site], *, is_told: bool) -> str:
+    """Which attention is not of all tokens with all, so that none can be multiplied; empty: none.
+
+    The last may pool by one learned query, or have fewer queries than tokens, if the readout is told.
+    """
+    for site in sites:
+        shape = site.inputs[0].shape
+        queries, keys = 1 if site.query is None else shape[site.query], shape[site.key]
+        is_last = site is sites[-1]
+        if queries == keys or (is_last and ((site.learned and queries == 1) or (is_told and queries < keys))):
+            continue
+        why = f"its attention is of {queries} queries over {keys} keys ({site.equations[0].line})"
+        if is_last and queries < keys:
+            return f"{why}, and lrp_jax.trace was given no readout=, the weights of the {keys} tokens"
+        return why
+    return ""
+
+
 def _layout(
     program: Recognised,
     example: int,
@@ -202,6 +224,9 @@ def _layout(
         among = ", ".join(f"{h} heads of {n} tokens" for h, n in sorted(shapes))
         why = f"its attention is of different sizes: {among}" if sites else "it has no attention"
         return nothing | {"without_attention": why}
+    not_square = _not_square(sites, is_told=readout is not None)
+    if not_square:
+        return nothing | {"without_attention": not_square}
     ((_, n),) = shapes
     explained = {product for site in sites for product in site.products}
     for step, _ in program.walk():
