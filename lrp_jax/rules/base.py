@@ -31,7 +31,8 @@ class Rules:
         matmul: ``(a [..., n, m], b [..., m, p]) -> [..., n, p]``, the product of two activations.
         add: ``(a, b) -> a + b`` for two activations of one shape (a residual connection).
         multiply: ``(a, b) -> a * b`` for two activations of one shape, a the gate. With ``gated=False``, neither is.
-        mean: ``(x [n, D]) -> [D]``, the mean over the first axis (pooling).
+        mean: ``(x [n, D]) -> [D]``, the mean over the first axis (pooling). With ``function=``, ``(x, *parameters) ->
+            function(x, *parameters)``, other sums of values of x: running sums, or the sums of segments.
         softmax: ``(x, scale) -> softmax(scale * x)`` over the last axis. With ``function=``, ``(x, *parameters) ->
             function(x, *parameters)``, another form of it, of the shape of ``x``.
         layer_norm: ``(x [..., D], scale [D], bias [D], epsilon) -> [..., D]``. With ``function=``, another
@@ -49,7 +50,7 @@ class Rules:
     matmul: Callable[[Array, Array], Array]
     add: Callable[[Array, Array], Array]
     multiply: Callable[..., Array]
-    mean: Callable[[Array], Array]
+    mean: Callable[..., Array]
     softmax: Callable[..., Array]
     layer_norm: Callable[..., Array]
     activation: Callable[..., Array]
@@ -229,9 +230,14 @@ def multiply(a: Array, b: Array, *, gated: bool = True) -> Array:
     return a * b
 
 
-def mean(x: Array) -> Array:
-    """See :class:`Rules`."""
+def average(x: Array) -> Array:
+    """The usual pooling."""
     return x.mean(axis=0)
+
+
+def mean(x: Array, *parameters: Any, function: Callable[..., Array] = average) -> Array:
+    """See :class:`Rules`."""
+    return function(x, *parameters)
 
 
 def scaled_softmax(x: Array, scale: float) -> Array:

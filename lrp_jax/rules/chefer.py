@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -81,9 +83,15 @@ def normalised_add(a: Array, b: Array, z: Array, r: Array, *, epsilon: float) ->
 
 
 @rule(base.mean)
-def proportional_mean(x: Array, z: Array, r: Array, *, epsilon: float) -> Array:
-    """Mean over n tokens, ``z = Sum x / n``: ``S = R / z``, ``R_x = x S / n``."""
-    return x * stable_divide(r, z, base.mean(jnp.abs(x)), epsilon)[None] / x.shape[0]
+def proportional_mean(
+    x: Array, *parameters_z_r: Any, epsilon: float, function: Callable[..., Array] = base.average
+) -> Array:
+    """Mean over n tokens, ``z = Sum x / n``: ``S = R / z``, ``R_x = x S / n``; of other sums, ``R_x = x (S back)``."""
+    *parameters, z, r = parameters_z_r
+    s = stable_divide(r, z, function(jnp.abs(x), *parameters), epsilon)
+    if function is base.average:
+        return x * s[None] / x.shape[0]
+    return x * jax.linear_transpose(lambda x: function(x, *parameters), x)(s)[0]
 
 
 def summed(r: Array, z: Array) -> Array:

@@ -176,7 +176,12 @@ def _carry_backward(
         return jax.vjp(lambda *x: ordinary(*merge(copied, x, arrays)), *first)[1](cotangent)
 
     of_sets = [(pull or gradient)(cotangent) for pull, cotangent in zip(pulls, cotangents, strict=True)]
-    return tuple(merge(copied, map(jnp.stack, zip(*of_sets, strict=True)), (None,) * len(copied)))
+    # Integers that are computed of an example, as an order of its values, have no cotangent.
+    sent = [
+        jnp.stack(of_array) if jnp.issubdtype(array.dtype, jnp.inexact) else None
+        for of_array, array in zip(zip(*of_sets, strict=True), first, strict=True)
+    ]
+    return tuple(merge(copied, sent, (None,) * len(copied)))
 
 
 _carry.defvjp(_carry_forward, _carry_backward)

@@ -18,6 +18,7 @@ from jax import Array
 
 from lrp_jax.program import Variable
 from lrp_jax.rules import Rules
+from lrp_jax.rules.base import average
 from lrp_jax.tracing import products
 from lrp_jax.tracing.interpret import run
 from lrp_jax.tracing.places import block_starts, cut_points
@@ -38,6 +39,13 @@ def _matmul(a: Array, b: Array) -> Array:
     return (a.mean(axis=-1, keepdims=True) + b.mean(axis=-2, keepdims=True)) / 2
 
 
+def _mean(x: Array, *parameters: Any, function: Callable[..., Array] = average) -> Array:
+    if function is average:
+        return function(x)
+    ones = function(jnp.ones_like(x), *parameters)
+    return function(x, *parameters) / jnp.where(ones == 0, 1, ones)
+
+
 def _of_x(x: Array, *_: Any, **__: Any) -> Array:
     return x
 
@@ -50,7 +58,7 @@ MIXTURE = Rules(
     matmul=_matmul,
     add=lambda a, b: (a + b) / 2,
     multiply=lambda a, b, **_: (a + b) / 2,
-    mean=lambda x: x.mean(axis=0),
+    mean=_mean,
     softmax=_of_x,
     layer_norm=_of_x,
     activation=lambda function, x, *_: x,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -113,10 +114,11 @@ def applied(name: str, is_active: Sequence[bool], shape: tuple[int, ...], functi
 
 
 @register(
-    *MOVES, "max", "min", "reduce_max", "reduce_min", "reduce_window_max", "reduce_window_min", "cummax", "cummin"
+    *(MOVES | {"max", "min", "reduce_max", "reduce_min", "reduce_window_max", "reduce_window_min", "cummax", "cummin"}),
+    *("sort", "top_k", "approx_top_k", "scatter-max", "scatter-min"),
 )
 def move(equation: Equation) -> Operation | None:
-    """What moves values, or lets the largest through: relevance goes where they came from."""
+    """What moves values, sorts them, or lets the largest through: relevance goes where they came from."""
     if equation.primitive in {"max", "min"} and len(equation.active) == 1:
         return function_of_one("activation", equation)
     return Operation("move", lambda rules, *values: equation.call(*values))
@@ -239,6 +241,56 @@ def reduce_window_sum(equation: Equation) -> Operation | None:
         return rules.activation(lambda x: x * n, pooled)
 
     return Operation("mean", run)
+
+
+@register("cumsum")
+def running_sum(equation: Equation) -> Operation:
+    """Sums of all values up to each: pooling."""
+    return applied("mean", [True], equation.inputs[0].shape, lambda x: equation.call(x)[0])
+
+
+@register("scatter-add")
+def scatter_add(equation: Equation) -> Operation | None:
+    """Values that are added up where they are sent: pooling; and, to active values, a residual addition."""
+    to, _, sent = (v.active for v in equation.inputs)
+    if not sent:  # a shift by constants
+        return Operation("move", lambda rules, *values: equation.call(*values))
+
+    def run(rules: Rules, operand: Array, indices: Array, updates: Array) -> Array:
+        sums = rules.mean(updates, indices, function=partial(_scattered, equation, operand.shape))
+        if to:
+            return rules.add(operand, sums)
+        return sums + operand
+
+    return Operation("add" if to else "mean", run)
+
+
+def _scattered(equation: Equation, shape: tuple[int, ...], updates: Array, indices: Array) -> Array:
+    return equation.call(jnp.zeros(shape, updates.dtype), indices, updates)[0]
+
+
+def add_scattered(equation: Equation) -> Operation:
+    """The addition of positions to some values: as :func:`add_constant`."""
+
+    def run(rules: Rules, operand: Array, indices: Array, updates: Array) -> Array:
+        return rules.add(operand, _scattered(equation, operand.shape, updates, indices))
+
+    return Operation("add", run)
+
+
+@register("scatter-mul")
+def scatter_multiply(equation: Equation) -> Operation | None:
+    """Values that are multiplied into others: a scale, if they are constants; else a gate."""
+    to, _, sent = (v.active for v in equation.inputs)
+    if not sent:
+        return function_of_one("activation", equation)
+    if not to or not equation.params["unique_indices"]:
+        return None
+
+    def run(rules: Rules, operand: Array, indices: Array, updates: Array) -> Array:
+        return rules.multiply(equation.call(jnp.ones_like(operand), indices, updates)[0], operand)
+
+    return Operation("multiply", run)
 
 
 def of_unit(unit: Unit) -> Operation:
