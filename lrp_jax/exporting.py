@@ -12,7 +12,7 @@ from jax import Array
 
 from lrp_jax.attribution import explain, most_probable
 from lrp_jax.maps import heatmaps
-from lrp_jax.model import Model, Params, number_of_classes
+from lrp_jax.model import Model, Params, centres, number_of_classes
 from lrp_jax.pictures import Preprocessing
 from lrp_jax.tracing import Traced
 
@@ -71,7 +71,7 @@ def export(
         if upsample:
             if not isinstance(images, Array) or images.ndim != 4 or not isinstance(maps, Array):
                 raise ValueError("upsample is for one map of an image; this model or method has something else.")
-            maps = heatmaps(maps, (images.shape[1], images.shape[2]))
+            maps = heatmaps(maps, (images.shape[1], images.shape[2]), centres=centres(model))
         return {"logits": found.logits, "targets": found.targets, "relevance": maps}
 
     inputs = [given, jax.ShapeDtypeStruct((batch, classes), jnp.int32)] if takes_targets else [given]

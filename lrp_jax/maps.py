@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+#: Where the rows and the columns of a grid have their centres, in parts of the image's height and width.
+Centres = Sequence[Sequence[float]]
 
-def heatmaps(relevance: ArrayLike, size: tuple[int, int]) -> Array:
+
+def heatmaps(relevance: ArrayLike, size: tuple[int, int], *, centres: Centres | None = None) -> Array:
     """Enlarge maps bilinearly, as the paper's evaluation does.
 
     Args:
         relevance: ``[..., rows, cols]``.
         size: (H, W) in pixels.
+        centres: where the centres of rows and columns are, in parts of the height and width: ``model.centres`` of a
+            traced model, whose patches may overlap or leave a margin. None: patches fill the image. Maps of another
+            grid, as those of the pixels, are enlarged as if there were none.
 
     Returns:
         ``[..., H, W]``.
@@ -26,7 +36,28 @@ def heatmaps(relevance: ArrayLike, size: tuple[int, int]) -> Array:
         raise ValueError(f"relevance must be [..., rows, cols], got the shape {relevance.shape}.")
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"size must be (H, W), both at least 1, got {size}.")
-    return jax.image.resize(relevance, (*relevance.shape[:-2], *size), "bilinear", antialias=False)
+    if not _are_of(centres, relevance):
+        return jax.image.resize(relevance, (*relevance.shape[:-2], *size), "bilinear", antialias=False)
+    rows, cols = (
+        jnp.asarray(_weights(np.asarray(at, np.float64), n), relevance.dtype)
+        for at, n in zip(centres or (), size, strict=True)
+    )
+    return jnp.einsum("hr,...rc,wc->...hw", rows, relevance, cols, precision="highest")
+
+
+def placed(relevance: Any, size: tuple[int, int], centres: Centres | None) -> Any:
+    """Maps as they are, if their cells fill the image of a size (H, W); else enlarged to it by their ``centres``."""
+    return heatmaps(relevance, size, centres=centres) if _are_of(centres, relevance) else relevance
+
+
+def _are_of(centres: Centres | None, relevance: Any) -> bool:
+    return centres is not None and relevance.shape[-2:] == tuple(map(len, centres))
+
+
+def _weights(centres: np.ndarray, size: int) -> np.ndarray:
+    """How much of each cell a pixel is, ``[size, cells]``: beyond the first and last centre, all of these cells."""
+    pixels = (np.arange(size) + 0.5) / size
+    return np.stack([np.interp(pixels, centres, cell) for cell in np.eye(len(centres))], axis=1)
 
 
 def unit_range(relevance: ArrayLike) -> Array:

@@ -30,9 +30,9 @@ from lrp_jax.cli.models import Loaded, load_model
 from lrp_jax.datasets import DigitDataset, example_scenes, scene_pixels, sees_scenes
 from lrp_jax.files import DATA, replacing
 from lrp_jax.labels import Vocabulary
-from lrp_jax.maps import heatmaps
+from lrp_jax.maps import heatmaps, placed
 from lrp_jax.methods import METHODS
-from lrp_jax.model import classify, full_precision, prepared
+from lrp_jax.model import centres, classify, full_precision, prepared
 from lrp_jax.pictures import Cell, crop, montage, read_image
 
 _EXAMPLE = DATA / "examples" / "scene-3.png"  # that of README.md
@@ -188,7 +188,8 @@ class _Bench:
 
         @jax.jit
         def relevance(params: Any, images: Array, targets: Array) -> Array:
-            return explain(self.model, params, images, targets, method=name, **settings).relevance
+            maps = explain(self.model, params, images, targets, method=name, **settings).relevance
+            return placed(maps, images.shape[1:3], centres(self.model))
 
         return relevance.trace(self.params, self.image, jnp.zeros((1, 1), jnp.int32))
 

@@ -35,8 +35,9 @@ from lrp_jax.cli.console import FAILED, one_line, print_table, progress, table
 from lrp_jax.cli.models import load_model
 from lrp_jax.files import replacing
 from lrp_jax.labels import Caption, Labels, Vocabulary
+from lrp_jax.maps import Centres, placed
 from lrp_jax.methods import METHODS
-from lrp_jax.model import Model, Params
+from lrp_jax.model import Model, Params, centres
 from lrp_jax.pictures import Preprocessing, crop, panel, read_image
 
 
@@ -84,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
 
     score = "probability" if labels.has_probabilities else "output"
     rows = table("image", "class", "logit" if options.contrast or options.negate else score, "panel")
-    write = partial(_write, labels=labels, signed=METHODS[options.method].signed, npz=options.npz)
+    write = partial(_write, labels=labels, signed=METHODS[options.method].signed, npz=options.npz, cells=centres(model))
     skipped = []
     with progress("explaining", len(paths), hidden=len(paths) == size) as (advance, errors):
 
@@ -128,12 +129,20 @@ def _read(
 
 
 def _write(
-    path: Path, picture: Image.Image, result: dict[str, np.ndarray], *, labels: Labels, signed: bool, npz: bool
+    path: Path,
+    picture: Image.Image,
+    result: dict[str, np.ndarray],
+    *,
+    labels: Labels,
+    signed: bool,
+    npz: bool,
+    cells: Centres | None,
 ) -> list[Caption]:
     """Write the panel (and the raw maps) of one picture; what each map explains."""
     captions = [labels.caption(target, result["logits"]) for target in result["targets"]]
+    maps = placed(result["relevance"], (picture.height, picture.width), cells)
     with replacing(path) as temporary:
-        panel(picture, result["relevance"], list(map(str, captions)), signed=signed).save(temporary)
+        panel(picture, maps, list(map(str, captions)), signed=signed).save(temporary)
     if npz:
         with replacing(path.with_suffix(".npz")) as temporary:
             np.savez_compressed(temporary, allow_pickle=False, **result)

@@ -16,8 +16,9 @@ from lrp_jax.evaluate.base import PROTOCOLS
 from lrp_jax.evaluate.study import Summary
 from lrp_jax.files import needs, replacing
 from lrp_jax.labels import Labels
+from lrp_jax.maps import placed
 from lrp_jax.methods import METHODS
-from lrp_jax.model import Model, Params
+from lrp_jax.model import Model, Params, centres
 from lrp_jax.pictures import Preprocessing, described, panel
 
 
@@ -92,7 +93,8 @@ def draw_maps(
         targets = None if sample.labels is None else np.asarray(sample.labels)[None]
         e = explain(model, params, sample.image[None], targets, method=method, **dict(options or {}))
         captions = [str(labels.caption(target, np.asarray(e.logits[0]))) for target in np.asarray(e.targets[0])]
-        rows.append(panel(preprocessing.picture(sample.image), e.relevance[0], captions, signed=METHODS[method].signed))
+        maps = placed(e.relevance[0], preprocessing.image_shape[:2], centres(model))
+        rows.append(panel(preprocessing.picture(sample.image), maps, captions, signed=METHODS[method].signed))
     out = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)))
     for b, row in enumerate(rows):
         out.paste(row, (0, b * row.height))

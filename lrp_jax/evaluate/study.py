@@ -9,13 +9,15 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
 from lrp_jax.attribution import explain
 from lrp_jax.datasets import Dataset
 from lrp_jax.labels import Labels
-from lrp_jax.model import Model, Params
+from lrp_jax.maps import placed
+from lrp_jax.model import Model, Params, centres
 from lrp_jax.pictures import Preprocessing
 from lrp_jax.signals import Explanation
 
@@ -97,8 +99,13 @@ class Study:
     options: Mapping[str, Any]
 
     def explain(self, params: Params, images: ArrayLike, targets: ArrayLike | None) -> Explanation:
-        """Explain images by the method that is evaluated, with some parameters of the model."""
-        return explain(self.model, params, images, targets, method=self.method, **self.method_options)
+        """Explain images by the method that is evaluated, with some parameters of the model.
+
+        Maps of patches that do not fill the image are enlarged to it.
+        """
+        found = explain(self.model, params, images, targets, method=self.method, **self.method_options)
+        height, width = jnp.shape(images)[1:3]
+        return dataclasses.replace(found, relevance=placed(found.relevance, (height, width), centres(self.model)))
 
 
 class Chosen(NamedTuple):

@@ -171,7 +171,7 @@ class _Drawer:
                 files = [f"{_THUMBNAILS}/{(start + b) // _FOLDER:04d}/{start + b:07d}.jpg" for b in range(len(some))]
                 for folder in {(self.out / file).parent for file in files}:
                     folder.mkdir(parents=True, exist_ok=True)
-                large = np.asarray(heatmaps(maps, self.size[::-1]))
+                large = np.asarray(heatmaps(maps, self.size[::-1], centres=self.store.about.get("centres")))
                 list(pool.map(self._draw, files, some, (names[i] for i in some), large))
                 compared.append(_reduced(maps[:, 0]))
                 predicted = logits.argmax(axis=1)

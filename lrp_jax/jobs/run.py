@@ -24,7 +24,7 @@ from lrp_jax.jobs.store import EXPLAINED, FAILED, Store
 from lrp_jax.jobs.work import Work, fields_of
 from lrp_jax.labels import Labels
 from lrp_jax.methods.base import is_integer
-from lrp_jax.model import Model, Params
+from lrp_jax.model import Model, Params, centres
 from lrp_jax.pictures import Preprocessing, described
 
 _SHARD = 256  # images, at most: what a process that is killed loses
@@ -127,7 +127,11 @@ def _opened(
     shard = _shard(shard_size, len(names), process_count, row)
     store = Store(out)
     if not store.about:
-        described_by = {"labels": fields_of(work.labels, Labels), "source": list(work.source.inputs)}
+        described_by = {
+            "labels": fields_of(work.labels, Labels),
+            "source": list(work.source.inputs),
+            "centres": centres(work.model),
+        }
         store.create(settings, described_by, names, layouts, shard)
     if difference := changed(store.about["settings"], settings):
         raise ValueError(f"{store.out} holds maps of other settings ({difference}): give it another place.")

@@ -18,7 +18,7 @@ from lrp_jax.labels import Labels
 from lrp_jax.maps import heatmaps
 from lrp_jax.methods import METHODS
 from lrp_jax.methods.base import is_integer
-from lrp_jax.model import Checked, Model, Params, digest, number_of_classes
+from lrp_jax.model import Checked, Model, Params, centres, digest, number_of_classes
 from lrp_jax.pictures import Preprocessing
 from lrp_jax.version import __version__
 
@@ -79,7 +79,7 @@ class Work:
         if not isinstance(maps, jax.Array):
             raise ValueError(f"{self.method} gives several maps for a class, with these options: use Python.")
         if self.upsample and maps.shape[-2:] != self.preprocessing.image_shape[:2]:
-            maps = heatmaps(maps, self.preprocessing.image_shape[:2])
+            maps = heatmaps(maps, self.preprocessing.image_shape[:2], centres=centres(self.model))
         if self.dtype == "float16":
             largest = jnp.abs(maps).max(axis=(-2, -1))
             maps = maps / jnp.where(largest > 0, largest, 1)[..., None, None]

@@ -12,7 +12,7 @@ from jax import Array
 
 from lrp_jax.maps import heatmaps
 from lrp_jax.methods.base import check_block, check_truths, patches, register, rollout
-from lrp_jax.model import Model, Params, classify, readout
+from lrp_jax.model import Model, Params, centres, classify, readout
 from lrp_jax.rules import ALI_LRP, ATTNLRP, CP_LRP, LIBRAGRAD, Rules, with_gamma
 from lrp_jax.signals import (
     Explanation,
@@ -199,7 +199,7 @@ def _gated(
     gate = patches(rollout(jnp.maximum(at_attention, 0).mean(axis=2), read), model)
     maps = [relevance, _around(relevance), gate]
     if enlarged:
-        maps = [heatmaps(m, (image.shape[0], image.shape[1])) for m in maps]
+        maps = [heatmaps(m, (image.shape[0], image.shape[1]), centres=centres(model)) for m in maps]
     of_it, around, gate = map(_of_largest, maps)
     supports = jnp.maximum(_of_largest(0.75 * of_it + 0.25 * around), 0)
     root = jnp.where(supports > 0, jnp.sqrt(jnp.where(supports > 0, supports, 1)), 0)  # of finite gradient

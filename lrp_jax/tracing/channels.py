@@ -8,7 +8,7 @@ then it is known of a constant whether it differs from feature to feature, as a 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -46,7 +46,14 @@ class Channels:
         starts: the first number of each product's features.
     """
 
-    def __init__(self, program: Program, units: Mapping[Variable, Unit], given: Mapping[Variable, Numbers]) -> None:
+    def __init__(
+        self,
+        program: Program,
+        units: Mapping[Variable, Unit],
+        given: Mapping[Variable, Numbers],
+        fixed: Collection[Equation] = (),
+    ) -> None:
+        self.fixed = fixed  # products that mix places, and make no features
         self.of: dict[Variable, Numbers] = dict(given)
         self.starts: dict[Equation, int] = {}
         self._next = 1 + max((int(np.abs(numbers).max()) for numbers in given.values()), default=0)
@@ -119,7 +126,7 @@ class Channels:
     def _made(self, equation: Equation) -> Sequence[Numbers | None] | None:
         """The numbers of what an equation gives."""
         name, active, (output, *_) = equation.primitive, equation.active, equation.outputs
-        if products.is_dense(equation):
+        if products.is_dense(equation) and equation not in self.fixed:
             return [self._of_product(equation)]
         if name == "dot_general":
             return [self._of_matmul(equation)]

@@ -190,7 +190,9 @@ def _loop(
         first_tap = step.length - tapped
         tap = None if taps is None or start < first_tap else taps[start - first_tap : end - first_tap]
         once = jax.checkpoint(
-            partial(body, turns[start] if turns else None), policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False
+            partial(body, turns[start] if turns else None),
+            policy=jax.checkpoint_policies.dots_saveable,
+            prevent_cse=False,
         )
         carried, (outputs, maps, found) = jax.lax.scan(
             once, carried, (some, tap, here), end - start, reverse=params["reverse"], unroll=params["unroll"]

@@ -28,6 +28,9 @@ from lrp_jax.tracing.steps import Loop, Recognised, Site
 def _dense(x: Array, kernel: Array, bias: Any, *, product: Any = jnp.matmul) -> Array:
     if product is jnp.matmul:
         return jnp.broadcast_to(x.mean(axis=-1, keepdims=True), (*x.shape[:-1], kernel.shape[-1]))
+    if isinstance(product, products.Fixed):
+        weights = product(jnp.ones_like(x), kernel)
+        return product(x, kernel) / jnp.where(weights == 0, 1, weights)
     # Of what there is: a mean with the zeros of a padding would draw rows together in some columns more than in others.
     ones = jnp.ones_like(kernel)
     return product(x, ones) / jnp.maximum(product(jnp.ones_like(x), ones), 1)
@@ -131,8 +134,14 @@ def centres(
     return found
 
 
-def tokens(program: Recognised, example: int, site: Site, axes: int) -> tuple[tuple[int, ...], np.ndarray]:
-    """The grid of the tokens that attend, and their order.
+#: Where the rows and columns of a grid have their centres, see :func:`lrp_jax.heatmaps`.
+Centres = tuple[tuple[float, ...], ...]
+
+
+def tokens(
+    program: Recognised, example: int, site: Site, axes: int
+) -> tuple[tuple[int, ...], np.ndarray, Centres | None]:
+    """The grid of the tokens that attend, their order, and where they are.
 
     Args:
         program: the program.
@@ -141,8 +150,8 @@ def tokens(program: Recognised, example: int, site: Site, axes: int) -> tuple[tu
         axes: 2 for an image, 1 for a sequence.
 
     Returns:
-        The grid, (rows, columns) or (tokens,); and the places of the tokens, those that are no patches first, then the
-        patches row by row.
+        The grid, (rows, columns) or (tokens,); the places of the tokens, those that are no patches first, then the
+        patches row by row; and the centres of rows and columns, None if these fill the image.
 
     Raises:
         UnclearError: they are no grid, or attend in windows.
@@ -159,16 +168,42 @@ def tokens(program: Recognised, example: int, site: Site, axes: int) -> tuple[tu
     if not patches.size:
         raise UnclearError("no token is of a part of the input")
     spread = np.nanmax(places, axis=2) - np.nanmin(places, axis=2)
-    tolerance = _tolerance(program, example)
+    size = program.inputs[example].shape[1 : 1 + axes]
+    tolerance = 1e-3 * max(size)
     if spread.max() > tolerance:
         raise UnclearError(
             f"attention of {n} tokens is within windows or along an axis, not of all with all", is_local=True
         )
-    found = _grid(np.nanmean(places, axis=2), tolerance)
+    places = np.nanmean(places, axis=2)
+    found = _grid(places, tolerance)
     if found is None:
         raise UnclearError(f"{len(patches)} of {n} tokens are of parts of the input, which are no grid")
     grid, order = found
-    return grid, np.concatenate([np.flatnonzero(~reached), patches[order]])
+    return grid, np.concatenate([np.flatnonzero(~reached), patches[order]]), _centres(places[:, order], grid, size)
+
+
+def _centres(places: np.ndarray, grid: tuple[int, ...], size: Sequence[int]) -> Centres | None:
+    """The centres of the lines of a grid, in parts of a size; None, if its cells fill it.
+
+    Args:
+        places: of the cells, in pixels, row by row, ``[axes, cells]``.
+        grid: the grid.
+        size: of the image.
+    """
+    centres, fills = [], True
+    for axis, (lines, pixels) in enumerate(zip(grid, size, strict=True)):
+        others = tuple(i for i in range(len(grid)) if i != axis)
+        at = places[axis].reshape(grid).mean(axis=others)
+        if lines > 3:
+            # Patches that reach over the edge have the centre of what is inside: they are in line with the others.
+            inner, number = at[1:-1], np.arange(lines)
+            step = np.median(np.diff(inner))
+            in_line = np.median(inner - step * number[1:-1]) + step * number
+            at = in_line if np.median(np.abs(inner - in_line[1:-1])) < 1e-3 * pixels else at
+        at = (at + 0.5) / pixels
+        fills &= bool(np.abs(at - (np.arange(lines) + 0.5) / lines).max() < 1e-3)
+        centres.append(tuple(at.tolist()))
+    return None if fills else tuple(centres)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -180,6 +215,7 @@ class Stage:
         grid: its rows and columns; or its tokens.
         axes: of the variable, those of the grid.
         order: the places of the grid's cells, row by row, along these axes in one.
+        centres: where its rows and columns are, see :func:`lrp_jax.heatmaps`; None: they fill the image.
         times: how often loops compute it, the outer one first.
     """
 
@@ -187,6 +223,7 @@ class Stage:
     grid: tuple[int, ...]
     axes: tuple[int, ...]
     order: np.ndarray
+    centres: Centres | None
     times: tuple[int, ...] = ()
 
     def zeros(self) -> Array:
@@ -230,9 +267,9 @@ def stages(program: Recognised, example: int, axes: int) -> list[Stage]:
             first.setdefault(variable.shape, variable)
     last = {variable.shape: variable for variable in through}
     found: list[Stage] = []
-    tolerance = _tolerance(program, example)
+    size = program.inputs[example].shape[1 : 1 + axes]
     for shape, (reached, centre) in zip(first, centres(program, example, list(first.values()), axes), strict=True):
-        layout = _layout(reached, centre, axes, tolerance)
+        layout = _layout(reached, centre, size)
         if layout is not None:
             found = [stage for stage in found if stage.grid != layout[0]]
             found.append(Stage(last[shape], *layout))
@@ -240,12 +277,13 @@ def stages(program: Recognised, example: int, axes: int) -> list[Stage]:
 
 
 def _layout(
-    reached: np.ndarray, centre: np.ndarray, axes: int, tolerance: float, *, others: bool = False
-) -> tuple[tuple[int, ...], tuple[int, ...], np.ndarray] | None:
-    """The grid of a variable, its axes, and the places of its cells; None: it has none.
+    reached: np.ndarray, centre: np.ndarray, size: tuple[int, ...], *, others: bool = False
+) -> tuple[tuple[int, ...], tuple[int, ...], np.ndarray, Centres | None] | None:
+    """The grid of a variable in an image of a size, its axes, the places of its cells, and their centres.
 
-    With ``others``, also where some of it is of no part of the input, as a class token.
+    None: it has none. With ``others``, also where some of it is of no part of the input, as a class token.
     """
+    tolerance = 1e-3 * max(size)
     spread = np.nanmax if others else np.max, np.nanmin if others else np.min
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of the mean of nothing
@@ -254,16 +292,19 @@ def _layout(
         if not reached.any() or not varying:
             return None
         rest = tuple(i for i in range(reached.ndim) if i not in varying)
-        places = np.nanmean(centre, axis=tuple(i + 1 for i in rest)).reshape(axes, -1)
+        places = np.nanmean(centre, axis=tuple(i + 1 for i in rest)).reshape(len(size), -1)
     cells = np.flatnonzero(~np.isnan(places).any(axis=0))
-    grid = _grid(places[:, cells], tolerance)
-    return grid and (grid[0], varying, cells[grid[1]])
+    found = _grid(places[:, cells], tolerance)
+    if found is None:
+        return None
+    grid, order = found
+    return grid, varying, cells[order], _centres(places[:, cells[order]], grid, size)
 
 
 def stage(program: Recognised, example: int, variable: Variable, axes: int) -> Stage | None:
     """A variable with its grid; None, if it has none. Arguments as of :func:`stages`."""
     ((reached, centre),) = centres(program, example, [variable], axes)
-    found = _layout(reached, centre, axes, _tolerance(program, example), others=True)
+    found = _layout(reached, centre, program.inputs[example].shape[1 : 1 + axes], others=True)
     return found and Stage(variable, *found)
 
 
@@ -301,10 +342,6 @@ def _entering(
         inside = _entering(step.body, None, (*times, step.length)) if isinstance(step, Loop) else [(variable, times)]
         found += inside
     return found
-
-
-def _tolerance(program: Recognised, example: int) -> float:
-    return 1e-3 * max(program.inputs[example].shape[1:])
 
 
 def _grid(places: np.ndarray, tolerance: float) -> tuple[tuple[int, ...], np.ndarray] | None:

@@ -86,6 +86,7 @@ class Traced(Checked):
         example_structure: of the example.
         explained: which leaf of the example is explained.
         order: the places of its tokens in the program, the prefix first; None: they are in order.
+        of_tokens: the centres of the tokens that are patches, see :attr:`centres`.
         leaving: what leaves the last block of attention; None: that cannot be told.
         jaxpr: of the function.
     """
@@ -100,6 +101,7 @@ class Traced(Checked):
     example_structure: Any
     explained: int
     order: np.ndarray | None
+    of_tokens: layout.Centres | None
     leaving: Variable | None
     jaxpr: Any
 
@@ -169,6 +171,16 @@ class Traced(Checked):
             return []
         found = layout.block_inputs(self.program, self._place, len(self.grid))
         return found if all(stage.grid == self.grid for stage in found) else []  # pixels are no tokens
+
+    @functools.cached_property
+    def centres(self) -> layout.Centres | None:
+        """Where the rows and columns of patches have their centres, in parts of the image's height and width.
+
+        For :func:`lrp_jax.heatmaps`. None: the patches fill the image.
+        """
+        if not self.without_attention or not self.is_image:
+            return self.of_tokens
+        return self.blocks[0].centres if self.blocks else None
 
     @property
     def _place(self) -> int:

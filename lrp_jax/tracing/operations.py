@@ -52,8 +52,8 @@ def register(*primitives: str) -> Callable[[Handler], Handler]:
     The function that is decorated gets an :class:`Equation` that has active inputs (``equation.inputs[i].active``) and
     gives the :class:`Operation` that it is, or None for what it does not know::
 
-        @lrp_jax.tracing.register("cumsum")
-        def cumsum(equation):
+        @lrp_jax.tracing.register("cumprod")
+        def cumprod(equation):
             return lrp_jax.tracing.Operation("move", lambda rules, x: equation.call(x))
 
     Args:
@@ -120,6 +120,8 @@ def applied(name: str, is_active: Sequence[bool], shape: tuple[int, ...], functi
 def move(equation: Equation) -> Operation | None:
     """What moves values, sorts them, or lets the largest through: relevance goes where they came from."""
     if equation.primitive in {"max", "min"} and len(equation.active) == 1:
+        return function_of_one("activation", equation)
+    if equation.primitive in {"scatter-max", "scatter-min"} and not equation.inputs[2].active:
         return function_of_one("activation", equation)
     return Operation("move", lambda rules, *values: equation.call(*values))
 
@@ -288,7 +290,9 @@ def scatter_multiply(equation: Equation) -> Operation | None:
         return None
 
     def run(rules: Rules, operand: Array, indices: Array, updates: Array) -> Array:
-        return rules.multiply(equation.call(jnp.ones_like(operand), indices, updates)[0], operand)
+        (factors,) = equation.call(jnp.ones_like(operand), indices, updates)
+        (others,) = equation.call(jnp.ones_like(operand), indices, jnp.zeros_like(updates))
+        return jnp.where(others == 0, rules.multiply(factors, operand), operand)
 
     return Operation("multiply", run)
 

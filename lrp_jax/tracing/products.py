@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import jax
@@ -56,6 +57,47 @@ def as_patch_embed(equation: Equation) -> Operation:
     if equation.primitive == "dot_general":
         return Operation("patch_embed", partial(_dense, "patch_embed", equation))
     return Operation("patch_embed", partial(_convolution, "patch_embed", equation))
+
+
+@dataclasses.dataclass(frozen=True)
+class Fixed:
+    """A product with weights that are no parameters, as those of an interpolation: which are 0 says where it looks."""
+
+    product: Callable[[Array, Array], Array]
+
+    def __call__(self, x: Array, w: Array) -> Array:
+        """The product."""
+        return self.product(x, w)
+
+
+def fixed(program: Program) -> set[Equation]:
+    """The products with weights that nothing was given for: those of an interpolation."""
+    maker = {v: e for e in program.equations for v in e.outputs}
+
+    def is_given(constants: Iterable[Variable]) -> bool:
+        waiting, seen = list(constants), set[Variable]()
+        while waiting:
+            variable = waiting.pop()
+            if variable in program.inputs or (variable.constant is not None and variable.shape):
+                return True
+            if variable in maker and variable not in seen:
+                waiting += maker[variable].inputs
+            seen.add(variable)
+        return False
+
+    found = [e for e in program.equations if e.primitive == "dot_general" and is_dense(e)]
+    return {e for e in found if not is_given(v for v in e.inputs if not v.active)}
+
+
+def as_fixed(name: str, equation: Equation) -> Operation:
+    """A ``dot_general`` with weights that are no parameters, as an operation ``name``."""
+
+    def run(rules: Rules, *values: Array) -> Array:
+        first = [v.active for v in equation.inputs].index(True)
+        operation = partial(getattr(rules, name), product=Fixed(jnp.matmul))
+        return _product(equation, values, first, lambda x, w: operation(x, w, None))
+
+    return Operation(name, run)
 
 
 def free_axes(equation: Equation, side: int) -> range:

@@ -71,7 +71,8 @@ class _Recogniser:
                 self.readers.setdefault(variable, []).append(equation)
         if given is None:
             given = {v: along_last(v) for v in program.inputs if v.active and v.shape and v not in pixels}
-        self.channels = Channels(program, self.unit_of, given)
+        self.fixed = products.fixed(program)
+        self.channels = Channels(program, self.unit_of, given, self.fixed)
         self.finder = affine.Finder(program, self.channels, self.readers, self.alone_set)
         self.folds: dict[Equation, list[affine.Part]] = {}
 
@@ -83,7 +84,7 @@ class _Recogniser:
         for unit in list(self.unit_of.values()):
             if unit.kind == "layer_norm":
                 self.extend(unit)
-        self.folds = self.finder.of_products(self.scores)
+        self.folds = self.finder.of_products(self.scores | self.fixed)
 
     def run(self) -> Recognised:
         """The program in operations."""
@@ -177,6 +178,11 @@ class _Recogniser:
             return Choice(Operation("cond"), given, made, (equation,), branches)
         if equation in self.scores:
             operation: Operation | None = products.as_matmul(equation)
+        elif equation in self.fixed:
+            of_pixels = self.is_pixels(equation)
+            operation = products.as_fixed("patch_embed" if of_pixels else "dense", equation)
+            if of_pixels:
+                self.pixels.update(made)
         elif self.is_pixels(equation):
             operation = products.as_patch_embed(equation)
         elif self.is_shift(equation):

@@ -219,7 +219,7 @@ def _layout(
     """Grid, readout and order of the tokens, found or given; or why there are no attention maps."""
     sites = [step for step, _ in program.walk() if isinstance(step, Site)]
     shapes = {(math.prod(s.inputs[0].shape[i] for i in s.heads), s.inputs[0].shape[s.key]) for s in sites}
-    nothing = {"grid": grid or (1,) * axes, "reading": Reading(), "order": None, "without_chain": ""}
+    nothing = {"grid": grid or (1,) * axes, "reading": Reading(), "order": None, "without_chain": "", "of_tokens": None}
     if len(shapes) != 1:
         among = ", ".join(f"{h} heads of {n} tokens" for h, n in sorted(shapes))
         why = f"its attention is of different sizes: {among}" if sites else "it has no attention"
@@ -235,12 +235,13 @@ def _layout(
             why = f"it has a product of two activations that is no attention it is known to be, {step.equations[0]}"
             return nothing | {"without_attention": why}
     order: np.ndarray | None = None
+    centres: layout.Centres | None = None
     if grid is None:
         moved, _ = moved_by_inputs(program)
         if moved:
             return nothing | {"without_attention": f"which part of an input a token is of, the input says, {moved}"}
         try:
-            grid, order = layout.tokens(program, example, sites[0], axes)
+            grid, order, centres = layout.tokens(program, example, sites[0], axes)
         except layout.UnclearError as unclear:
             if unclear.is_local:
                 return nothing | {"without_attention": str(unclear)}
@@ -259,6 +260,7 @@ def _layout(
         "grid": grid,
         "reading": read,
         "order": None if ordered else order,
+        "of_tokens": centres if axes == 2 else None,
         "without_attention": "",
         "without_chain": broken_chain(program, example, is_read_alike=read.of_inputs is None),
     }
