@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lrp_jax.program import Equation
+from lrp_jax.program import Equation, Program, Variable
 from lrp_jax.rules import Rules
 from lrp_jax.tracing.operations import Operation, register
 
