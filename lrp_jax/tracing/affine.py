@@ -143,9 +143,10 @@ class Finder:
         if self.channels.features(variable)[0] < 0:  # some of it is beside them
             return False
         sources = self.sources(variable)
-        shifts = equation.primitive not in {"mul", "div", "neg"}
-        if shifts and any(source.outputs[0].dtype != equation.outputs[0].dtype for source in sources):
-            return False
+        if equation.primitive not in {"mul", "div", "neg"}:  # a bias that is added in another dtype has other digits
+            above = above_of(variable, self.maker, self.channels.starts)
+            if any(v.dtype != equation.outputs[0].dtype for v in above):
+                return False
         constants = [v for v in equation.inputs if not v.active]
         if any(self.channels.places(variable, constant) is None for constant in constants):
             return False
@@ -179,9 +180,7 @@ class Finder:
     def is_all(self, equation: Equation, variable: Variable) -> bool:
         """Whether nothing else reads the features of a variable than the equation."""
         features = self.channels.features(variable)
-        above = {variable: None}
-        for v in above_of(variable, self.maker, self.channels.starts):
-            above[v] = None
+        above = above_of(variable, self.maker, self.channels.starts)
         for v in above:
             if not self.has(v, features):
                 continue
@@ -219,15 +218,15 @@ class Finder:
 
 
 def above_of(variable: Variable, maker: Mapping[Variable, Equation], ends: Collection[Equation]) -> list[Variable]:
-    """What a variable is made of, up to the results of some equations."""
-    found, waiting = [], [variable]
+    """A variable and what it is made of, up to the results of some equations."""
+    found = {variable: None}
+    waiting = [variable]
     while waiting:
         equation = maker.get(waiting.pop())
-        if equation is None or equation in ends:
-            continue
-        waiting += [v for v in equation.active if v not in found]
-        found += equation.active
-    return found
+        if equation is not None and equation not in ends:
+            waiting += [v for v in equation.active if v not in found]
+            found |= dict.fromkeys(equation.active)
+    return list(found)
 
 
 def changes(equation: Equation, variable: Variable) -> bool:

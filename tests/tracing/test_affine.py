@@ -300,3 +300,167 @@ def test_conservation_closes_in_every_layout(write):
     params, names = parameters(1)
     model = lrp_jax.trace(functools.partial(classify, names, write, 5), params, X)
     assert lrp_jax.conservation(model, params, X, jnp.array([1])).gap < 1e-12
+
+
+# Single products, on pixels [1, 4, 3, 6].
+
+PIXELS = np.random.default_rng(2).normal(size=(1, 4, 3, 6))
+DRAWN = np.random.default_rng(3)
+GIVEN = {
+    name: DRAWN.normal(size=shape)
+    for name, shape in {
+        "w": (6, 6), "b": (6,), "s": (6,), "head": (6, 2), "qkv": (6, 18), "c": (18,), "tokens": (12,),
+        "positions": (12, 6), "depthwise": (3, 3, 1, 6), "grouped": (1, 1, 3, 6), "each": (2, 3, 3),
+    }.items()
+}  # fmt: skip
+ORDER = np.array([3, 0, 5, 1, 2, 4])
+
+
+def tokens(x):
+    return x.reshape(1, 12, 6)
+
+
+def convolved(x, w, s, b, groups):
+    z = jax.lax.conv_general_dilated(
+        x.transpose(0, 3, 1, 2), w.transpose(3, 2, 0, 1), (1, 1), "SAME", feature_group_count=groups
+    )
+    return (jnp.moveaxis(z, 1, -1) * s + b).reshape(1, 12, 6)
+
+
+def scanned(p, x):
+    def step(t, p):
+        w, b, s = p
+        return t + ((w.T @ t[0].T).T + b)[None] * s, None
+
+    t = tokens(x) @ p["w"]
+    return jax.lax.scan(step, t, (jnp.stack([p["w"]] * 2), jnp.stack([p["b"]] * 2), jnp.stack([p["s"]] * 2)))[0]
+
+
+#: What is one operation each, with its scales and shifts: the same written plainly, where there is another way.
+WHOLE = {
+    "a bias of three parts and heads": (
+        lambda p, x: (
+            ((tokens(x) @ p["qkv"]).reshape(1, 12, 3, 2, 3) + p["c"].reshape(3, 2, 3)).sum(2).reshape(1, 12, 6)
+        ),
+        lambda p, x: (tokens(x) @ p["qkv"] + p["c"]).reshape(1, 12, 3, 2, 3).sum(2).reshape(1, 12, 6),
+    ),
+    "parts one by one": (
+        lambda p, x: sum(map(jnp.add, *(jnp.split(a, 3, -1) for a in (tokens(x) @ p["qkv"], p["c"])))),
+        lambda p, x: sum(jnp.split(tokens(x) @ p["qkv"] + p["c"], 3, -1)),
+    ),
+    "depthwise": (
+        lambda p, x: convolved(x, p["depthwise"], p["s"], p["b"], 6),
+        lambda p, x: convolved(x, p["depthwise"] * p["s"], 1.0, p["b"], 6),
+    ),
+    "grouped": (
+        lambda p, x: convolved(x, p["grouped"], p["s"], p["b"], 2),
+        lambda p, x: convolved(x, p["grouped"] * p["s"], 1.0, p["b"], 2),
+    ),
+    "a kernel for each group": (
+        lambda p, x: (
+            (jnp.einsum("ngi,gio->gno", x.reshape(12, 2, 3), p["each"]) + p["b"].reshape(2, 1, 3))
+            .transpose(1, 0, 2)
+            .reshape(1, 12, 6)
+        ),
+        None,
+    ),
+    "a token": (
+        lambda p, x: ((tokens(x) @ p["w"])[:, 2] * p["s"] + p["b"])[:, None],
+        lambda p, x: (tokens(x) @ (p["w"] * p["s"]) + p["b"])[:, 2:3],
+    ),
+    "another order": (
+        lambda p, x: (tokens(x) @ p["w"])[..., ORDER] - p["b"],
+        lambda p, x: (tokens(x) @ p["w"] - p["b"][np.argsort(ORDER)])[..., ORDER],
+    ),
+    "repeated": (
+        lambda p, x: (jnp.repeat(tokens(x) @ p["w"], 2, axis=-1) + jnp.repeat(p["b"], 2))[..., ::2],
+        lambda p, x: tokens(x) @ p["w"] + p["b"],
+    ),
+    "a bias at every token": (
+        lambda p, x: (
+            (tokens(x) @ p["w"]).mT.reshape(1, 2, 3, 12) + jnp.tile(p["b"].reshape(2, 3)[..., None], (1, 1, 12))
+        ),
+        lambda p, x: (tokens(x) @ p["w"] + p["b"]).mT.reshape(1, 2, 3, 12),
+    ),
+}
+
+
+def seen(function, params=GIVEN):
+    """The operations of a function, but for moves, with its values."""
+
+    def apply(p, x):
+        y = function(p, x)
+        return y.reshape(1, -1)[:, :2] if y.size < 12 else y.reshape(1, -1)[:, ::7]
+
+    model = lrp_jax.trace(apply, params, PIXELS)
+    return [line.operation for line in model.report() if line.operation != "move"], model
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_scales_and_shifts_are_of_the_product_before_them(name):
+    function, plainly = WHOLE[name]
+    operations, model = seen(function)
+    assert operations[0] == "patch_embed"
+    assert set(operations[1:]) <= {"mean", "add", "activation"}  # a sum is a mean, times a number
+    pairs = [relevance_of(m) for m in (model, seen(plainly)[1])] if plainly else [relevance_of(model)]
+    for a, b in zip(pairs[0], pairs[-1], strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-11 * np.abs(b).max())
+
+
+def relevance_of(model):
+    """Logits, then relevance by three sets."""
+    found = []
+    for rules in (lrp_jax.RULES["stable"], lrp_jax.RULES["libragrad"], with_gamma(ATTNLRP, 0.1, "all")):
+        logits, pull = jax.vjp(lambda x, r=rules: model.forward(GIVEN, x, None, r)[0], jnp.asarray(PIXELS[0]))
+        found += [logits, *pull(jnp.ones_like(logits))]
+    return found
+
+
+#: What is no part of a product, and the operations that are seen.
+APART = {
+    "a scale of tokens": (
+        lambda p, x: (tokens(x) @ p["w"] + p["b"]) * p["tokens"][:, None] + p["s"],
+        ["patch_embed", "activation", "layer_norm"],
+    ),
+    "a scale of tokens, features first": (
+        lambda p, x: (jnp.einsum("bnk,ko->bon", tokens(x), p["w"]) + p["b"][:, None]) * p["tokens"] + p["s"][:, None],
+        ["patch_embed", "activation", "layer_norm"],
+    ),
+    "positions, and a bias": (
+        lambda p, x: (tokens(x) @ p["w"]).mT + p["positions"].T + p["b"][:, None],
+        ["patch_embed", "add", "layer_norm"],
+    ),
+    "positions taken away": (lambda p, x: (tokens(x) @ p["w"]).mT - p["positions"].T, ["patch_embed", "add"]),
+    "a bias of a class token as well": (
+        lambda p, x: jnp.concatenate([p["w"][None, :1], tokens(x) @ p["w"]], 1).mT + p["b"][:, None],
+        ["patch_embed", "layer_norm"],
+    ),
+    "positions beside a class token": (
+        lambda p, x: jnp.concatenate([p["w"][None, :1], tokens(x) @ p["w"]], 1)[:, :12].mT + p["positions"].T,
+        ["patch_embed", "add"],
+    ),
+    "a bias of heads after an activation": (
+        lambda p, x: jax.nn.relu(tokens(x) @ p["w"]).reshape(12, 2, 3).transpose(1, 0, 2) + p["b"].reshape(2, 1, 3),
+        ["patch_embed", "activation", "layer_norm"],
+    ),
+    "a shift of half of the readers": (
+        lambda p, x: (lambda z: (z + p["b"]) @ p["w"] + z)(tokens(x) @ p["w"]),
+        ["patch_embed", "layer_norm", "dense", "add"],
+    ),
+    "a bias of more digits": (  # the value is the model's own
+        lambda p, x: (tokens(x) @ p["w"]).astype(jnp.float32).astype(jnp.float64) + p["b"],
+        ["patch_embed", "layer_norm"],
+    ),
+    "a scale by the result": (
+        lambda p, x: (lambda z: z / jax.lax.stop_gradient(jnp.abs(z).max()))(tokens(x) @ p["w"]),
+        ["patch_embed", "activation"],
+    ),
+    "a scale above 0": (lambda p, x: (tokens(x) @ p["w"] + p["b"]) * 0.5, ["patch_embed", "activation"]),
+    "blocks in a loop": (scanned, ["patch_embed", "scan", "dense", "add"]),
+}
+
+
+@pytest.mark.parametrize("name", APART)
+def test_what_is_no_part_of_a_product(name):
+    function, expected = APART[name]
+    assert seen(function)[0] == expected
