@@ -70,7 +70,7 @@ class Channels:
 
     def axes(self, variable: Variable) -> tuple[int, ...] | None:
         """The axes along which an active variable has other features; None: that is not known."""
-        return varying(self.of[variable]) if variable in self.of else None
+        return varying(_feature(self.of[variable])) if variable in self.of else None
 
     def features(self, variable: Variable) -> np.ndarray:
         """The numbers of all its features, each once, in order."""
@@ -337,12 +337,12 @@ def _each(function: Callable[..., Numbers], numbers: Numbers, *others: Any) -> N
 
 def _aside(numbers: Numbers) -> Numbers:
     """The numbers of values that are beside features, or made of them."""
-    return _each(lambda n: np.where(n < 0, n, ~n), numbers)
+    return _settled(_each(lambda n: np.where(n < 0, n, ~n), numbers))
 
 
 def _feature(numbers: Numbers) -> Numbers:
     """The features that values are of or beside."""
-    return _each(lambda n: np.where(n < 0, ~n, n), numbers)
+    return _settled(_each(lambda n: np.where(n < 0, ~n, n), numbers))
 
 
 def _settled(numbers: Numbers) -> Numbers:
