@@ -42,9 +42,9 @@ class Model(Protocol):
     def readout(self) -> ArrayLike | Callable[[Params, Array], Array] | None:
         """How much of the head's input comes from each token, ``[N]``: what a rollout starts from.
 
-        It is 1, 0, 0, ... for a class token and 1 / patches for a mean. Where it is another for each image, as for the
-        last token that is no padding, it is a function ``(params, image) -> [N]``. None: the last attention is a pooling
-        attention, and its first row tells.
+        It is 1, 0, 0, ... for a class token and 1 / patches for a mean. Where it is another for each input, as for the
+        last token that is no padding, it is a function ``(params, image) -> [N]``. None: the last attention is a
+        pooling attention, and its first row tells.
         """
         ...
 
@@ -245,8 +245,8 @@ def check_chain(model: Model) -> None:
     """Refuse a model whose attention is no chain of blocks, for what goes from each block to the one before it."""
     if isinstance(model, Checked) and model.without_chain:
         raise ValueError(
-            f"the model is no chain of blocks, which rollouts and methods of one block need: {model.without_chain}. Use "
-            "a method of the pixels, as full_lrp or input_x_gradient."
+            f"the model is no chain of blocks, which rollouts and methods of one block need: {model.without_chain}. "
+            "Use a method of the pixels, as full_lrp or input_x_gradient."
         )
 
 

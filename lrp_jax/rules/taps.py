@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from lrp_jax.rules.base import GRADIENT, OPERATIONS, Operation, Rules, of_arrays

@@ -1,19 +1,23 @@
-"""Whether the attention of a program is a chain of blocks, as rollouts go through: each reads what the last one gave."""
+"""Whether the attention of a program is a chain of blocks, for rollouts: each reads what the one before it gave."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lrp_jax.program import Equation, Variable
+from lrp_jax.rules import Rules
 from lrp_jax.tracing import products
 from lrp_jax.tracing.interpret import Points, run
 from lrp_jax.tracing.layout import MIXTURE, compiled
 from lrp_jax.tracing.places import block_starts, cut_points
+from lrp_jax.tracing.reading import query_axis
 from lrp_jax.tracing.steps import Choice, Loop, Recognised, Site, Step
 
 
@@ -33,11 +37,11 @@ def broken_chain(program: Recognised, example: int, *, is_read_alike: bool) -> s
         _follow(program, None, [])
     except _BrokenError as broken:
         return str(broken)
-    _, moved = moved_by_inputs(program)
-    if moved:
-        return f"tokens change places between its blocks as the input says, {moved}"
+    moves = _Moves(program)
+    if moves.between:
+        return f"tokens change places between its blocks as the input says, {moves.between[0]}"
     if _is_strict(program, program.inputs[example]):
-        return ""
+        return _out_of_step(program, program.inputs[example], moves.displaced)
     if not is_read_alike:
         return "paths around its blocks lead to a head that reads other tokens of each input"
     return _read_before(program)
@@ -100,25 +104,109 @@ def _is_strict(program: Recognised, example: Variable | None) -> bool:
     return True
 
 
+def _out_of_step(program: Recognised, example: Variable | None, displaced: bool) -> str:
+    """Why blocks that follow each other are not of the same tokens, or of several streams; empty if they are.
+
+    Numbers are given to places along one axis of what enters a block, and followed to what attention is of, and to what
+    enters the next block.
+    """
+    starts = block_starts(program, example) or []
+    for (variable, step), following in itertools.zip_longest(starts, starts[1:]):
+        source, line = variable, step.equations[0].line
+        if isinstance(step, Loop):
+            told = _out_of_step(step.body, None, displaced)
+            if told:
+                return told
+            through = set(cut_points(program))
+            source = next(v for v in step.outputs if v in through)
+        elif isinstance(step, Site) and sum(size > 1 for size in variable.shape) > 2:
+            values = step.product.inputs[step.values]
+            if any(_is_stream(step, of_each) for _, of_each in _followed(program, variable, values, _WITHIN)):
+                return f"the attention at {line} is of several streams of tokens, side by side"
+        carried = [v for v in program.outputs if v.active and example is None]
+        after = following[0] if following else next(iter(carried), source)
+        followed: Iterable[tuple[int, np.ndarray]] = ()
+        if displaced and after is not source and after.shape == source.shape:
+            followed = _followed(program, source, after, _AROUND)
+        if not all(_keeps(of_each, axis) for axis, of_each in followed):
+            return f"tokens change places after the attention at {line}"
+    return ""
+
+
+def _zeros(a: jax.Array, b: jax.Array, *_: Any, **__: Any) -> jax.Array:
+    return jnp.zeros((*a.shape[:-1], b.shape[-1]), a.dtype)
+
+
+def _zero_product(x: jax.Array, kernel: jax.Array, *_: Any, product: Any = jnp.matmul) -> jax.Array:
+    return jnp.zeros_like(product(x, kernel))
+
+
+#: Mixtures without what attention adds; and without what any product adds.
+_WITHIN = dataclasses.replace(MIXTURE, matmul=_zeros)
+_AROUND = dataclasses.replace(_WITHIN, dense=_zero_product, patch_embed=_zero_product)
+
+
+def _followed(
+    program: Recognised, source: Variable, wanted: Variable, rules: Rules
+) -> Iterator[tuple[int, np.ndarray]]:
+    """What a variable is, if another one counts its places along an axis; for each axis of more than one."""
+    place = next((i for i, step in enumerate(program.steps) if source in step.outputs), -1)
+    end = next((i for i, step in enumerate(program.steps) if wanted in step.outputs), len(program.steps) - 1)
+    steps = [step for i, step in enumerate(program.steps[: end + 1]) if i > place or step.operation is None]
+    made = {v for step in steps for v in step.outputs}
+    read = [v for v in dict.fromkeys(v for step in steps for v in step.inputs) if v.constant is None]
+    inputs = list(dict.fromkeys([source, *(v for v in read if v not in made)]))
+    axes = [i for i, size in enumerate(source.shape) if size > 1]
+
+    def follow() -> list[jax.Array]:
+        found = []
+        for axis in axes:
+            counted = jnp.expand_dims(
+                jnp.arange(source.shape[axis]), [i for i in range(len(source.shape)) if i != axis]
+            )
+            values = [jnp.zeros(v.shape, v.dtype) for v in inputs[1:]]
+            values.insert(0, jnp.broadcast_to(counted, source.shape).astype(source.dtype))
+            found.append(run(Recognised(inputs, [wanted], steps), rules, values, None)[0][0])
+        return found
+
+    yield from zip(axes, (np.asarray(x, np.float64) for x in compiled(follow)), strict=True)
+
+
+def _is_stream(site: Site, values: np.ndarray) -> bool:
+    """Whether what is counted differs from head to head of some values, and in nothing else."""
+    batch, contracted, free = products.axes(site.product, site.values)
+    differs = [bool(np.ptp(values, axis=i).max() > 1e-3) for i in range(values.ndim)]
+    return any(differs[i] for i in batch) and not any(differs[i] for i in (*contracted, *free))
+
+
+def _keeps(counted: np.ndarray, axis: int) -> bool:
+    """Whether what was counted along an axis is in order there, and along no other."""
+    along = counted.mean(axis=tuple(i for i in range(counted.ndim) if i != axis))
+    others = (np.ptp(counted, axis=i).max(initial=0) for i in range(counted.ndim) if i != axis)
+    return bool(np.diff(along).min() >= -1e-3) and all(other < 1e-3 for other in others)
+
+
 def _read_before(program: Recognised) -> str:
     """Why the head reads other tokens on paths around the last blocks; empty if it does not."""
-    rules = dataclasses.replace(MIXTURE, matmul=lambda a, b: jnp.zeros((*a.shape[:-1], b.shape[-1]), a.dtype))
     sites = list(_sites(program, ()))
 
     def weights() -> list[jax.Array]:
-        added = {s.product.outputs[0]: jnp.zeros((*t, *s.product.outputs[0].shape), s.product.outputs[0].dtype) for s, t in sites}
+        added = {
+            s.product.outputs[0]: jnp.zeros((*t, *s.product.outputs[0].shape), s.product.outputs[0].dtype)
+            for s, t in sites
+        }
 
         def outputs(added: dict[int, jax.Array]) -> jax.Array:
             values = [jnp.zeros(v.shape, v.dtype) for v in program.inputs]
             points = Points({s.product.outputs[0]: x for (s, _), x in zip(sites, added.values(), strict=True)})
-            found: jax.Array = run(program, rules, values, None, points)[0][0]
+            found: jax.Array = run(program, _WITHIN, values, None, points)[0][0]
             return found
 
         found, pull = jax.vjp(outputs, dict(enumerate(added.values())))
         (sent,) = pull(jnp.ones_like(found))
         parts = []
         for (site, times), x in zip(sites, sent.values(), strict=True):
-            axis = len(times) + _axis(site)
+            axis = len(times) + query_axis(site)
             each = jnp.abs(x).sum(axis=tuple(i for i in range(len(times), x.ndim) if i != axis))
             parts.append(each.reshape(-1, each.shape[-1]))
         return parts
@@ -145,12 +233,6 @@ def _sites(program: Recognised, times: tuple[int, ...]) -> Iterator[tuple[Site, 
             yield from _sites(step.body, (*times, step.length))
 
 
-def _axis(site: Site) -> int:
-    """The axis of queries of the product with the values."""
-    side = 1 - site.values
-    return products.free_axes(site.product, side)[products.axes(site.product, side)[2].index(site.query)]
-
-
 #: What takes values to places, or from them: which of its inputs say where, and which are as large if all are moved.
 _PLACED = {"gather": slice(1, 2), "scatter": slice(1, 2), "dynamic_slice": slice(1, None)}
 _PLACED |= {"dynamic_update_slice": slice(2, None)}
@@ -168,6 +250,7 @@ class _Moves:
         # Those before the first attention; and those after it on the way around what blocks compute.
         self.before: list[Equation] = []
         self.between: list[Equation] = []
+        self.displaced = False  # whether anything may change places there
         last = max((i for i, step in enumerate(program.steps) if _attends(step)), default=-1)
         self.walk(program.steps[: last + 1], self.before)
 
@@ -184,6 +267,7 @@ class _Moves:
                 mixed.update(step.outputs)
             if (plain or found is self.before) and self.moves(step):
                 found.append(step.equations[0])
+            self.displaced |= plain and found is self.between and step.equations[0].primitive in _DISPLACING
             found = self.between if isinstance(step, Site) else found
             if isinstance(step, Loop):
                 found = self.between if step.body.sites else found

@@ -59,8 +59,8 @@ class OfEach:
         reading, order = self.model.reading, self.model.order
         if reading.of_inputs is None:
             raise ValueError(
-                f"{reading.unclear}: give readout=, the weights of the {self.model.tokens} tokens, to trace. Methods of "
-                "the pixels, and attnlrp and its kin, need none."
+                f"{reading.unclear}: give readout=, the weights of the {self.model.tokens} tokens, to trace. "
+                "Methods of the pixels, and attnlrp and its kin, need none."
             )
         weights = reading.of_inputs(self.model.inputs(params, image))
         return weights if order is None else weights[order]

@@ -1,7 +1,7 @@
 """Which tokens the head reads, and how much of each: for every input, where that depends on the input.
 
-What follows the last attention is run on means, as in :mod:`lrp_jax.tracing.layout`, but with its own constants: a mask,
-a chosen position, the weights of an enlargement count as they are. Parameters that mix features count alike.
+What follows the last attention is run on means, as in :mod:`lrp_jax.tracing.layout`, but with its own constants: a
+mask, a chosen position, the weights of an enlargement count as they are. Parameters that mix features count alike.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
-from functools import partial
 from typing import Any
 
 import jax
@@ -64,6 +63,13 @@ def reading(program: Recognised, site: Site, parameters: int) -> Reading:
         return Reading(unclear=str(unclear))
 
 
+def query_axis(site: Site) -> int:
+    """The axis of queries of what the product of attention and values gives."""
+    assert site.query is not None
+    side = 1 - site.values
+    return products.free_axes(site.product, side)[products.axes(site.product, side)[2].index(site.query)]
+
+
 class _Values(dict[Variable, Any]):
     """Values of variables; what is not known is made when it is read."""
 
@@ -85,9 +91,7 @@ class _Tail:
     def __init__(self, program: Recognised, site: Site, parameters: int) -> None:
         self.program, self.parameters, self.rows = program, parameters, site.rows
         self.start = site.product.outputs[0]
-        side = 1 - site.values
-        place = products.axes(site.product, side)[2].index(site.query)
-        self.axis = products.free_axes(site.product, side)[place]
+        self.axis = query_axis(site)
         self.learned: set[Variable] = set()
         _computed_from(program, program.inputs[:parameters], self.learned)
         # The axes of what products with parameters and scales read along which each place is of another token.
@@ -109,7 +113,7 @@ class _Tail:
             found = compiled(lambda: [self.weights(zero, *_drawn(self.program.inputs, i)) for i in draws])
             first, last = (_scaled(found[i], n, self.rows) for i in (0, -1))
             if np.abs(first - last).max() < 1e-5:
-                return Reading(_quotients(first, n, jnp.finfo(self.start.dtype).eps))
+                return Reading(_quotients(first, n, float(jnp.finfo(self.start.dtype).eps)))
 
         def of_inputs(values: Sequence[Any]) -> Array:
             found = self.weights(zero, *values)

@@ -13,8 +13,8 @@ from jax import Array
 
 from lrp_jax.program import Equation, Program, Variable, activate, deactivate, flatten, prune
 from lrp_jax.tracing import layout
-from lrp_jax.tracing.model import Example, Params, Traced
 from lrp_jax.tracing.chain import broken_chain, moved_by_inputs
+from lrp_jax.tracing.model import Example, Params, Traced
 from lrp_jax.tracing.places import locate
 from lrp_jax.tracing.reading import Reading, reading
 from lrp_jax.tracing.recognise import recognise, spans

@@ -23,7 +23,15 @@ INPUTS = {"at": np.array([[2, 0], [1, 2], [3, 3]]), "ids": IDS, "weight": np.lin
 def parameters(seed):
     rng = np.random.default_rng(seed)
     names = {f"{name}{i}": (D, D) for name in "qkv" for i in range(2 * DEPTH)}
-    shapes = {"table": (10, D), "order": (N, D), "head": (D, C), "flat": (N * D, C), "pool": (N,), "score": (D,), **names}
+    shapes = {
+        "table": (10, D),
+        "order": (N, D),
+        "head": (D, C),
+        "flat": (N * D, C),
+        "pool": (N,),
+        "score": (D,),
+        **names,
+    }
     return {name: rng.normal(size=shape) for name, shape in shapes.items()} | {"two": rng.normal(size=(2 * D, C))}
 
 
@@ -69,7 +77,10 @@ def dense(p, x, real):
 def long_skip(p, x, real):
     a, y = attend(p, 0, x, x, real)
     b, z = attend(p, 1, x + y, x + y, real)
-    return jnp.concatenate([x + y + z, x], -1) @ p["two"][:, :1] * jnp.ones(D) if isinstance(x, jax.Array) else x, [a, b]
+    return jnp.concatenate([x + y + z, x], -1) @ p["two"][:, :1] * jnp.ones(D) if isinstance(x, jax.Array) else x, [
+        a,
+        b,
+    ]
 
 
 def two_streams(p, x, real):
@@ -121,7 +132,10 @@ READS = {
     "first": (lambda p, x, i: x[:, 0] @ p["head"], lambda p, i: one(0)),
     "mean": (lambda p, x, i: x.mean(1) @ p["head"], lambda p, i: np.full(N, 1 / N)),
     "flat": (lambda p, x, i: x.reshape(len(x), -1) @ p["flat"], lambda p, i: np.full(N, 1 / N)),
-    "last": (lambda p, x, i: picked(x, (i["ids"] > 0).sum(-1) - 1) @ p["head"], lambda p, i: one((i["ids"] > 0).sum() - 1)),
+    "last": (
+        lambda p, x, i: picked(x, (i["ids"] > 0).sum(-1) - 1) @ p["head"],
+        lambda p, i: one((i["ids"] > 0).sum() - 1),
+    ),
     "largest id": (lambda p, x, i: picked(x, i["ids"].argmax(-1)) @ p["head"], lambda p, i: one(eot(i["ids"]))),
     "along the axis": (
         lambda p, x, i: jnp.take_along_axis(x, i["at"][:, :1, None], 1)[:, 0] @ p["head"],
@@ -132,7 +146,9 @@ READS = {
         lambda p, i: one(i["at"][0]),
     ),
     "vmapped slice": (
-        lambda p, x, i: jax.vmap(lambda y, n: jax.lax.dynamic_index_in_dim(y, n, keepdims=False))(x, i["at"][:, 1]) @ p["head"],
+        lambda p, x, i: (
+            jax.vmap(lambda y, n: jax.lax.dynamic_index_in_dim(y, n, keepdims=False))(x, i["at"][:, 1]) @ p["head"]
+        ),
         lambda p, i: one(i["at"][1]),
     ),
     "two places": (
@@ -213,7 +229,9 @@ def test_what_the_head_reads_is_known_of_each_input(read):
 
 @pytest.mark.parametrize("blocks", CHAINS)
 def test_attention_is_a_chain_or_refused(blocks):
-    check(blocks, "mean of a mask" if blocks in ("chain", "two_streams") else "last" if blocks == "beside" else "first", 1)
+    check(
+        blocks, "mean of a mask" if blocks in ("chain", "two_streams") else "last" if blocks == "beside" else "first", 1
+    )
 
 
 @settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
