@@ -268,9 +268,10 @@ class _Moves:
             if (plain or found is self.before) and self.moves(step):
                 found.append(step.equations[0])
             self.displaced |= plain and found is self.between and step.equations[0].primitive in _DISPLACING
-            found = self.between if isinstance(step, Site) else found
+            if _attends(step) and found is self.before:  # its tokens are what was computed so far
+                found = self.between
+                mixed.clear()
             if isinstance(step, Loop):
-                found = self.between if step.body.sites else found
                 given = zip(step.body.inputs, step.inputs, strict=True)
                 self.said.update(i for i, o in given if o in self.said)
                 self.walk(step.body.steps, found)

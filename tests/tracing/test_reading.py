@@ -210,7 +210,7 @@ def check(blocks, read, seed):
     model = lrp_jax.trace(apply, p, INPUTS, explain_wrt="ids")
     _, attention = CHAINS[blocks](p, p["table"][IDS] + p["order"], IDS > 0)
     if attention is None or weights is None:
-        why = "no chain of blocks.*test_reading.py" if attention is None else "give readout="
+        why = r"no chain of blocks.*test_reading\.py" if attention is None else "give readout="
         with pytest.raises(ValueError, match=why):
             lrp_jax.explain(model, p, INPUTS, method="attention_rollout")
         found = lrp_jax.explain(model, p, INPUTS, np.zeros(3, int), method="input_x_gradient")
@@ -240,3 +240,101 @@ def test_a_random_program_is_right_or_refused(blocks, read, seed):
     if READS[read][1] is not None and blocks in ("dense", "long_skip"):
         read = "first"  # others may be refused there
     check(blocks, read, seed)
+
+
+PATCHES = np.random.default_rng(1).normal(size=(2, 4, 6, 3))
+PATCHES[1, :, 4:] = 0  # the last column of patches is padding
+PIXELS = {name: value[:6] for name, value in parameters(2).items()} | {
+    "patch": np.random.default_rng(3).normal(size=(12, D))
+}
+
+
+def patches(images):
+    return images.reshape(-1, 2, 2, 3, 2, 3).transpose(0, 1, 3, 2, 4, 5).reshape(-1, 6, 12)
+
+
+def seen(p, images, read=None, between=None):
+    """A model of padded images, or of others that ``read`` reads; what is done ``between`` its blocks."""
+    x = patches(images)
+    real = (x != 0).any(-1)
+    x = x @ p["patch"] + p["order"]
+    real = real if read is None else jnp.ones(x.shape[:2], bool)
+    x = x + attend(p, 0, x, x, real)[1]
+    first, x = x, x if between is None else between(x)
+    x = x + attend(p, 1, x, x, real)[1]
+    if read is not None:
+        return read(first, x) @ p["head"]
+    return jnp.where(real[..., None], x, 0).sum(1) / real.sum(1, keepdims=True) @ p["head"]
+
+
+def test_a_mask_that_the_pixels_say():
+    model = lrp_jax.trace(seen, PIXELS, PATCHES)
+    assert "readout: another for each input" in str(model)
+    assert np.isnan(np.asarray(model.readout)).all()
+    x, real = patches(PATCHES) @ PIXELS["patch"] + PIXELS["order"], (patches(PATCHES) != 0).any(-1)
+    a, y = attend(PIXELS, 0, x, x, real)
+    b, _ = attend(PIXELS, 1, x + y, x + y, real)
+    expected = [rolled_out(share(r), [a[i], b[i]]).reshape(2, 3) for i, r in enumerate(real)]
+    explain = jax.jit(lambda p, x: lrp_jax.explain(model, p, x, method="attention_rollout").relevance[:, 0])
+    np.testing.assert_allclose(explain(PIXELS, PATCHES), expected, rtol=0, atol=1e-9)
+    batch = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("b"), 4, 6, 3), PATCHES.dtype)
+    exported = jax.export.export(explain)(PIXELS, batch)
+    np.testing.assert_allclose(exported.call(PIXELS, PATCHES[1:]), expected[1:], rtol=0, atol=1e-9)
+    given = lrp_jax.trace(seen, PIXELS, PATCHES, readout=one(2))
+    found = lrp_jax.explain(given, PIXELS, PATCHES, method="raw_attention").relevance
+    np.testing.assert_allclose(found[:, 0], b[:, 2].reshape(2, 2, 3), rtol=0, atol=1e-9)
+
+
+def streams(p, images):
+    """Two models whose parameters are stacked, run as one."""
+    two = jax.tree.map(lambda x: jnp.stack([x, -x]), p)
+    return jax.vmap(lambda p: seen(p, images, lambda first, x: x.mean(1)))(two).sum(0)
+
+
+REFUSED = {
+    "streams in one": (streams, "several streams"),
+    "reversed": (lambda p, x: seen(p, x, lambda _, x: x.mean(1), lambda x: x[:, ::-1]), "change places after"),
+    "rolled": (lambda p, x: seen(p, x, lambda _, x: x[:, 0], lambda x: jnp.roll(x, 2, 1)), "change places after"),
+    "other exits": (lambda p, x: seen(p, x, lambda first, x: first.mean(1) + x[:, 0]), "other tokens of the block"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_a_rollout_would_mix_is_refused(name):
+    apply, why = REFUSED[name]
+    model = lrp_jax.trace(apply, PIXELS, PATCHES)
+    assert why in str(model)
+    for method in ("raw_attention", "legrad"):
+        with pytest.raises(ValueError, match=f"no chain of blocks.*{why}"):
+            lrp_jax.explain(model, PIXELS, PATCHES, method=method)
+    assert lrp_jax.explain(model, PIXELS, PATCHES, method="full_lrp").relevance.shape == (2, 1, 4, 6)
+
+
+@pytest.mark.parametrize("between", [False, True])
+def test_tokens_at_places_that_the_input_says(between):
+    """Before the blocks, their maps would be drawn elsewhere; between them, a rollout would mix tokens."""
+
+    def apply(p, inputs):
+        def shifted(x):
+            return jax.vmap(lambda y, n: jnp.roll(y, n, axis=0))(x, inputs["shift"])
+
+        image = inputs["image"] if between else shifted(inputs["image"])
+        return seen(p, image, lambda _, x: x.mean(1), shifted if between else None)
+
+    inputs = {"image": PATCHES, "shift": np.array([0, 2])}
+    model = lrp_jax.trace(apply, PIXELS, inputs, explain_wrt="image")
+    with pytest.raises(ValueError, match=r"the input says, .*test_reading\.py"):
+        lrp_jax.explain(model, PIXELS, inputs)
+    found = lrp_jax.explain(model, PIXELS, inputs, method="input_x_gradient")
+    np.testing.assert_allclose(found.logits, apply(PIXELS, inputs), rtol=1e-9)
+
+
+def test_ways_to_go_on_that_are_a_chain():
+    """Tokens may be taken apart and put together, and heads that end early may read the same token."""
+    for read, between in (
+        (lambda first, x: x[:, 0], lambda x: jnp.concatenate([x[:, :1], jnp.tanh(x[:, 1:])], axis=1)),
+        (lambda first, x: first[:, 0] + x[:, 0], None),
+    ):
+        model = lrp_jax.trace(lambda p, x, r=read, b=between: seen(p, x, r, b), PIXELS, PATCHES)
+        assert model.without_chain == ""
+        np.testing.assert_array_equal(model.readout, one(0))
