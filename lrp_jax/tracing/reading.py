@@ -101,7 +101,15 @@ class _Tail:
 
     def reading(self, n: int) -> Reading:
         """The weights of n tokens."""
+        found = self.counted(n)
+        if found.weights is not None and np.count_nonzero(found.weights) == 1:
+            return found
         self.find_tokens()
+        learned = {step: apart for step, apart in self.apart.items() if not self.learned.isdisjoint(step.inputs)}
+        return self.counted(n) if any(apart or _scales(step) for step, apart in learned.items()) else found
+
+    def counted(self, n: int) -> Reading:
+        """The weights of n tokens; parameters count as they are where it is known to be along tokens, else alike."""
         shapes = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in self.program.inputs]
         poison, *used = _reads(self.weights, jax.ShapeDtypeStruct((), jnp.float32), *shapes)
         if poison:
@@ -277,6 +285,8 @@ class _Tail:
                 look.extend([(step, x)] * learned)
                 return x
             scale = jnp.abs(function(jnp.ones_like(x), *parameters))
+            if learned and step not in self.apart:
+                return x
             if learned:
                 scale = scale.mean([i for i in range(x.ndim) if i not in self.apart[step]], keepdims=True)
             return x * scale
