@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from lrp_jax.attribution import explain, most_probable
-from lrp_jax.maps import heatmaps
-from lrp_jax.model import Model, Params, centres, number_of_classes
+from lrp_jax.maps import centres, heatmaps
+from lrp_jax.model import Model, Params, number_of_classes
 from lrp_jax.pictures import Preprocessing
 from lrp_jax.tracing import Traced
 

@@ -45,6 +45,12 @@ def heatmaps(relevance: ArrayLike, size: tuple[int, int], *, centres: Centres | 
     return jnp.einsum("hr,...rc,wc->...hw", rows, relevance, cols, precision="highest")
 
 
+def centres(model: Any) -> Centres | None:
+    """Where the centres of a model's patches are; None: they fill the image."""
+    found: Centres | None = getattr(model, "centres", None)
+    return found
+
+
 def placed(relevance: Any, size: tuple[int, int], centres: Centres | None) -> Any:
     """Maps as they are, if their cells fill the image of a size (H, W); else enlarged to it by their ``centres``."""
     return heatmaps(relevance, size, centres=centres) if _are_of(centres, relevance) else relevance

@@ -21,7 +21,6 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from lrp_jax.maps import Centres
 from lrp_jax.program import MOVES, Equation, Program, activate, deactivate, flatten
 from lrp_jax.rules import GRADIENT, Rules, Where
 from lrp_jax.rules.composite import Choices, tagged
@@ -210,12 +209,6 @@ def classify(model: Model, params: Params, image: Array) -> Output:
     """What a model says of an image ``[H, W, channels]``, in full precision as maps are."""
     with full_precision():
         return Output(*model.forward(params, image, None, GRADIENT))
-
-
-def centres(model: Model) -> Centres | None:
-    """Where the centres of a model's patches are, see :func:`lrp_jax.heatmaps`; None: they fill the image."""
-    found: Centres | None = getattr(model, "centres", None)
-    return found
 
 
 def prepared(model: Model, params: Params, example: Any) -> tuple[Params, Array]:

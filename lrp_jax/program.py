@@ -150,11 +150,11 @@ def flatten(jaxpr: Any, whole: Callable[[set[str]], bool]) -> Program:
     inner = getattr(jaxpr, "jaxpr", jaxpr)
     inputs = [Variable.like(v.aval) for v in inner.invars]
     equations: list[Equation] = []
-    outputs = _inline(jaxpr, inputs, equations, whole, None)
+    outputs = inline(jaxpr, inputs, equations, whole, None)
     return Program(inputs, outputs, equations)
 
 
-def _inline(
+def inline(
     jaxpr: Any, arguments: Sequence[Variable], equations: list[Equation], whole: Any, caller: Any
 ) -> list[Variable]:
     """Append the equations of a jaxpr that is called; what it gives."""
@@ -177,7 +177,7 @@ def _inline(
         inputs = tuple(map(read, equation.invars))
         called = equation.params.get(_CALLS[name]) if name in _CALLS else None
         if called is not None and not (name in _OWN_DERIVATIVE and whole(primitives(called))):
-            outputs = _inline(called, inputs, equations, whole, source)
+            outputs = inline(called, inputs, equations, whole, source)
         else:
             outputs = [Variable.like(v.aval) for v in equation.outvars]
             inside = frozenset(primitives(called)) if called is not None else frozenset()

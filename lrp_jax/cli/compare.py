@@ -30,9 +30,9 @@ from lrp_jax.cli.models import Loaded, load_model
 from lrp_jax.datasets import DigitDataset, example_scenes, scene_pixels, sees_scenes
 from lrp_jax.files import DATA, replacing
 from lrp_jax.labels import Vocabulary
-from lrp_jax.maps import heatmaps, placed
+from lrp_jax.maps import centres, heatmaps, placed
 from lrp_jax.methods import METHODS
-from lrp_jax.model import centres, classify, full_precision, prepared
+from lrp_jax.model import classify, full_precision, prepared
 from lrp_jax.pictures import Cell, crop, montage, read_image
 
 _EXAMPLE = DATA / "examples" / "scene-3.png"  # that of README.md

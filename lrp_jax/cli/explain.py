@@ -35,9 +35,9 @@ from lrp_jax.cli.console import FAILED, one_line, print_table, progress, table
 from lrp_jax.cli.models import load_model
 from lrp_jax.files import replacing
 from lrp_jax.labels import Caption, Labels, Vocabulary
-from lrp_jax.maps import Centres, placed
+from lrp_jax.maps import Centres, centres, placed
 from lrp_jax.methods import METHODS
-from lrp_jax.model import Model, Params, centres
+from lrp_jax.model import Model, Params
 from lrp_jax.pictures import Preprocessing, crop, panel, read_image
 
 

@@ -16,9 +16,9 @@ from lrp_jax.evaluate.base import PROTOCOLS
 from lrp_jax.evaluate.study import Summary
 from lrp_jax.files import needs, replacing
 from lrp_jax.labels import Labels
-from lrp_jax.maps import placed
+from lrp_jax.maps import centres, placed
 from lrp_jax.methods import METHODS
-from lrp_jax.model import Model, Params, centres
+from lrp_jax.model import Model, Params
 from lrp_jax.pictures import Preprocessing, described, panel
 
 

@@ -16,8 +16,8 @@ from jax.typing import ArrayLike
 from lrp_jax.attribution import explain
 from lrp_jax.datasets import Dataset
 from lrp_jax.labels import Labels
-from lrp_jax.maps import placed
-from lrp_jax.model import Model, Params, centres
+from lrp_jax.maps import centres, placed
+from lrp_jax.model import Model, Params
 from lrp_jax.pictures import Preprocessing
 from lrp_jax.signals import Explanation
 

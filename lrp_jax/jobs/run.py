@@ -23,8 +23,9 @@ from lrp_jax.jobs.sources import Pictures, Source
 from lrp_jax.jobs.store import EXPLAINED, FAILED, Store
 from lrp_jax.jobs.work import Work, fields_of
 from lrp_jax.labels import Labels
+from lrp_jax.maps import centres
 from lrp_jax.methods.base import is_integer
-from lrp_jax.model import Model, Params, centres
+from lrp_jax.model import Model, Params
 from lrp_jax.pictures import Preprocessing, described
 
 _SHARD = 256  # images, at most: what a process that is killed loses

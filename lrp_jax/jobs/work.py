@@ -15,10 +15,10 @@ from lrp_jax.attribution import explain, most_probable
 from lrp_jax.jobs.sources import Source, image_of
 from lrp_jax.jobs.store import Layout
 from lrp_jax.labels import Labels
-from lrp_jax.maps import heatmaps
+from lrp_jax.maps import centres, heatmaps
 from lrp_jax.methods import METHODS
 from lrp_jax.methods.base import is_integer
-from lrp_jax.model import Checked, Model, Params, centres, digest, number_of_classes
+from lrp_jax.model import Checked, Model, Params, digest, number_of_classes
 from lrp_jax.pictures import Preprocessing
 from lrp_jax.version import __version__
 

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lrp_jax.maps import heatmaps
+from lrp_jax.maps import centres, heatmaps
 from lrp_jax.methods.base import check_block, check_truths, patches, register, rollout
-from lrp_jax.model import Model, Params, centres, classify, readout
+from lrp_jax.model import Model, Params, classify, readout
 from lrp_jax.rules import ALI_LRP, ATTNLRP, CP_LRP, LIBRAGRAD, Rules, with_gamma
 from lrp_jax.signals import (
     Explanation,

@@ -15,7 +15,8 @@ from lrp_jax.program import Equation, Variable
 from lrp_jax.rules import Rules
 from lrp_jax.tracing import products
 from lrp_jax.tracing.interpret import Points, run
-from lrp_jax.tracing.layout import MIXTURE, compiled
+from lrp_jax.tracing.layout import compiled
+from lrp_jax.tracing.mixture import MIXTURE
 from lrp_jax.tracing.places import block_starts, cut_points
 from lrp_jax.tracing.reading import query_axis
 from lrp_jax.tracing.steps import Choice, Loop, Recognised, Site, Step

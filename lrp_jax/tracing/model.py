@@ -107,8 +107,10 @@ class Traced(Checked):
 
     @property
     def is_image(self) -> bool:
-        """Whether an image is explained, and there is no other input."""
-        return self.embed is None and self.example_structure.num_leaves == 1
+        """Whether an image ``[H, W, channels]`` is explained, and there is no other input."""
+        if self.embed is not None or not jax.tree_util.treedef_is_leaf(self.example_structure):
+            return False
+        return len(self.program.inputs[-1].shape) == 4
 
     @functools.cached_property
     def readout(self) -> np.ndarray | OfEach | None:

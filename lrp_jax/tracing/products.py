@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import jax
@@ -70,23 +70,37 @@ class Fixed:
         return self.product(x, w)
 
 
-def fixed(program: Program) -> set[Equation]:
-    """The products with weights that nothing was given for: those of an interpolation."""
-    maker = {v: e for e in program.equations for v in e.outputs}
-
-    def is_given(constants: Iterable[Variable]) -> bool:
-        waiting, seen = list(constants), set[Variable]()
-        while waiting:
-            variable = waiting.pop()
-            if variable in program.inputs or (variable.constant is not None and variable.shape):
-                return True
-            if variable in maker and variable not in seen:
-                waiting += maker[variable].inputs
-            seen.add(variable)
+def is_fixed(equation: Equation, program: Program, maker: Mapping[Variable, Any]) -> bool:
+    """Whether a ``dot_general`` has weights that its program was not given: those of an interpolation."""
+    if equation.primitive != "dot_general" or len(equation.active) != 1 or is_scale(equation):
         return False
+    waiting, seen = [v for v in equation.inputs if not v.active], set[Variable]()
+    while waiting:
+        variable = waiting.pop()
+        if variable in program.inputs or (variable.constant is not None and variable.shape):
+            return False
+        made_by = maker.get(variable)
+        if isinstance(made_by, Equation) and variable not in seen:
+            waiting += made_by.inputs
+        seen.add(variable)
+    return True
 
-    found = [e for e in program.equations if e.primitive == "dot_general" and is_dense(e)]
-    return {e for e in found if not is_given(v for v in e.inputs if not v.active)}
+
+def mixes_heads(equation: Equation) -> bool:
+    """Whether a product with parameters mixes heads of attention: a square kernel, of one contracted axis."""
+    if equation.primitive != "dot_general" or len(equation.active) != 1:
+        return False
+    first = [v.active for v in equation.inputs].index(True)
+    contracted, batch = equation.params["dimension_numbers"]
+    last = len(equation.inputs[first].shape) - 1
+    kernel = equation.inputs[1 - first].shape
+    return (
+        not batch[0]
+        and len(contracted[0]) == 1
+        and len(kernel) == 2
+        and kernel[0] == kernel[1]
+        and contracted[first][0] < last  # the last axis is of features, or of keys
+    )
 
 
 def as_fixed(name: str, equation: Equation) -> Operation:

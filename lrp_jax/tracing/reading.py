@@ -17,10 +17,11 @@ import numpy as np
 from jax import Array
 
 from lrp_jax.program import Variable, flatten, prune
-from lrp_jax.rules import Rules
+from lrp_jax.rules import GRADIENT, Rules
 from lrp_jax.tracing import products
 from lrp_jax.tracing.interpret import by_operation
-from lrp_jax.tracing.layout import MIXTURE, UnclearError, compiled
+from lrp_jax.tracing.layout import UnclearError, compiled
+from lrp_jax.tracing.mixture import MIXTURE
 from lrp_jax.tracing.places import cut_points
 from lrp_jax.tracing.steps import Choice, Loop, Recognised, Site, Step
 
@@ -176,7 +177,7 @@ class _Tail:
         self.looking = None
         for step, x in zip(steps, found, strict=True):
             self.apart[step] = [i for i in range(x.ndim) if _are_apart(np.moveaxis(np.asarray(x, np.float64), i, 0))]
-            if step.operation is not None and step.operation.name == "mean" and 0 in self.apart[step]:
+            if step.operation is not None and step.operation.name == "mean" and self.apart[step]:
                 self.check_gates(step)
 
     def check_gates(self, pooling: Step) -> None:
@@ -189,7 +190,7 @@ class _Tail:
             step = maker.get(step.active[0])
         if step is None or step.operation is None or step.operation.name != "multiply":
             return
-        summed = {*pooling.equations[0].params.get("axes", ())}
+        summed = {*pooling.equations[0].params.get("axes", range(len(pooling.active[0].shape)))}
         for factor in step.active:
             small, axes, made = factor, range(len(factor.shape)), maker.get(factor)
             if made is not None and made.equations[0].primitive == "broadcast_in_dim":
@@ -291,10 +292,11 @@ class _Tail:
                 scale = scale.mean([i for i in range(x.ndim) if i not in self.apart[step]], keepdims=True)
             return x * scale
 
-        def mean(x: Array) -> Array:
+        def mean(x: Array, *parameters: Any, **options: Any) -> Array:
             if look is not None:
                 look.append((step, x))
-            return MIXTURE.mean(x)
+                return MIXTURE.mean(x, *parameters, **options)
+            return GRADIENT.mean(x, *parameters, **options)
 
         return dataclasses.replace(MIXTURE, dense=dense, patch_embed=dense, activation=activation, mean=mean)
 

@@ -71,7 +71,7 @@ class _Recogniser:
                 self.readers.setdefault(variable, []).append(equation)
         if given is None:
             given = {v: along_last(v) for v in program.inputs if v.active and v.shape and v not in pixels}
-        self.fixed = products.fixed(program)
+        self.fixed = {e for e in self.alone if products.is_fixed(e, program, self.maker)}
         self.channels = Channels(program, self.unit_of, given, self.fixed)
         self.finder = affine.Finder(program, self.channels, self.readers, self.alone_set)
         self.folds: dict[Equation, list[affine.Part]] = {}
@@ -312,7 +312,7 @@ class _Recogniser:
             active = maker.active
             if maker.inner & {"exp"} and "reduce_sum" in maker.inner and len(active) == 1:
                 return Unit("softmax", active[0], maker.outputs[0], [maker]), path
-            if len(active) != 1 or not (self.passes(maker) or self.mixes_heads(maker)):
+            if len(active) != 1 or not (self.passes(maker) or products.mixes_heads(maker)):
                 return None, path
             path.append(maker)
             variable = active[0]
@@ -335,7 +335,7 @@ class _Recogniser:
                 batched = bool(maker.params["dimension_numbers"][1][0])
                 if len(maker.active) == 2 or all(u.active for u in maker.inputs):
                     found.append(maker)
-                elif self.mixes_heads(maker):
+                elif products.mixes_heads(maker):
                     waiting += maker.active
                 elif batched:
                     found.append(maker)
@@ -349,22 +349,6 @@ class _Recogniser:
         """Whether it moves, casts, scales, shifts or chooses one active value."""
         one = len(equation.active) == 1
         return (equation.primitive in MOVES | {"mul", "div", "add", "sub"} and one) or products.is_scale(equation)
-
-    def mixes_heads(self, equation: Equation) -> bool:
-        """Whether a product with parameters mixes heads of attention: a square kernel, of one contracted axis."""
-        if equation.primitive != "dot_general" or len(equation.active) != 1:
-            return False
-        first = [v.active for v in equation.inputs].index(True)
-        contracted, batch = equation.params["dimension_numbers"]
-        last = len(equation.inputs[first].shape) - 1
-        kernel = equation.inputs[1 - first].shape
-        return (
-            not batch[0]
-            and len(contracted[0]) == 1
-            and len(kernel) == 2
-            and kernel[0] == kernel[1]
-            and contracted[first][0] < last  # the last axis is of features, or of keys
-        )
 
     def site(self, product: Equation, side: int, scores: Equation, path: list[Equation | Unit]) -> Site | None:
         """Where the attention goes into a product; None: it has not the axes of attention."""

@@ -15,6 +15,7 @@ from lrp_jax.program import Equation, Program, Variable, activate, deactivate, f
 from lrp_jax.tracing import layout
 from lrp_jax.tracing.chain import broken_chain, moved_by_inputs
 from lrp_jax.tracing.model import Example, Params, Traced
+from lrp_jax.tracing.pairs import make_real
 from lrp_jax.tracing.places import locate
 from lrp_jax.tracing.reading import Reading, reading
 from lrp_jax.tracing.recognise import recognise, spans
@@ -47,8 +48,8 @@ def trace(
     Args:
         apply: the model, ``(params, images [B, H, W, channels]) -> logits [B, C]``.
         params: its parameters, any pytree of arrays; or of ``jax.ShapeDtypeStruct``.
-        images: an example batch, or its shapes: floats ``[B, H, W, channels]``, integers ``[B, N]`` for token inputs;
-            or several inputs, as a sequence or a mapping of them. The model is traced for these shapes, of any B.
+        images: an example batch, or its shapes: floats ``[B, H, W, channels]``, or ``[B, N, D]`` for features of
+            parts, as of the tiles of a slide; integers ``[B, N]`` for token inputs; or several inputs, as a sequence or a mapping of them. The model is traced for these shapes, of any B.
         grid: of the patches, (rows, columns), which are then the last tokens, row by row; None: found.
         prefix: tokens before the patches, to go with ``grid``; None: all that are no patches.
         readout: how much of the output comes from each token, ``[N]``, the prefix first; None: found, for
@@ -79,12 +80,9 @@ def trace(
         embed = _embedding(program, program.inputs[place])
         place = len(program.inputs) - 1
     recognised = _recognised(program, program.inputs[place], is_image=embed is None)
-    found = _layout(recognised, place, len(leaves), 2 if embed is None else 1, grid, prefix, readout)
-    for step, _ in recognised.walk():
-        if isinstance(step, Site):
-            step.handed_out = not found["without_attention"]
+    axes = 1 if embed is not None else max(len(program.inputs[place].shape) - 2, 1)
     return Traced(
-        **found,
+        **_layout(recognised, place, len(leaves), axes, grid, prefix, readout),
         program=recognised,
         embed=embed,
         params_structure=structure,
@@ -116,10 +114,14 @@ def _recognised(program: Program, example: Variable, *, is_image: bool) -> Recog
         deactivate(program)
 
     mark()
+    unknown: list[Equation] = []
+    if make_real(program, may_be_whole, unknown):
+        if unknown:
+            raise UnsupportedError(_unsupported(unknown))
+        mark()
     select_first(program)
     while roll(program, spans(program)):
         mark()
-    unknown: list[Equation] = []
     recognised = recognise(program, {example} if is_image else set(), unknown)
     if unknown:
         raise UnsupportedError(_unsupported(unknown))
@@ -208,7 +210,16 @@ def _not_square(sites: Sequence[Site], *, is_told: bool) -> str:
     return ""
 
 
-def _layout(
+def _layout(program: Recognised, *told: Any) -> dict[str, Any]:
+    """Grid, readout and order of the tokens; attention that is not of them is not handed out."""
+    found = _find_layout(program, *told)
+    for step, _ in program.walk():
+        if isinstance(step, Site):
+            step.handed_out = not found["without_attention"]
+    return found
+
+
+def _find_layout(
     program: Recognised,
     example: int,
     parameters: int,
