@@ -63,7 +63,7 @@ class _Rewriter:
                 self.equations.append(dataclasses.replace(equation, inputs=joined))
             elif equation.primitive == "scan":
                 self.of_scan(equation)
-            elif equation.primitive in _REAL or equation.primitive in _EACH_PART:
+            elif equation.primitive in _REAL.keys() | _EACH_PART and equation.params.get("y", 1) > 0:
                 self.of_equation(equation)
             else:
                 self.unknown.append(equation)
@@ -190,10 +190,7 @@ def _divide(equation: Equation, x: Any, y: Any) -> list[Any]:
 
 
 def _power(equation: Equation, x: Any) -> list[Any]:
-    exponent = equation.params.get("y", 2)
-    if exponent < 1:
-        raise NotImplementedError(f"complex numbers to the power {exponent}")
-    return [functools.reduce(_multiplied, [x] * exponent)]
+    return [functools.reduce(_multiplied, [x] * equation.params.get("y", 2))]
 
 
 def _convert(equation: Equation, x: Any) -> list[Any]:

@@ -19,6 +19,7 @@ from lrp_jax.tracing.pairs import make_real
 from lrp_jax.tracing.places import locate
 from lrp_jax.tracing.reading import Reading, reading
 from lrp_jax.tracing.recognise import recognise, spans
+from lrp_jax.tracing.reordered import reordered
 from lrp_jax.tracing.rolling import roll, select_first
 from lrp_jax.tracing.steps import Recognised, Site
 from lrp_jax.tracing.tokens import begin_at, embeddings
@@ -49,7 +50,8 @@ def trace(
         apply: the model, ``(params, images [B, H, W, channels]) -> logits [B, C]``.
         params: its parameters, any pytree of arrays; or of ``jax.ShapeDtypeStruct``.
         images: an example batch, or its shapes: floats ``[B, H, W, channels]``, or ``[B, N, D]`` for features of
-            parts, as of the tiles of a slide; integers ``[B, N]`` for token inputs; or several inputs, as a sequence or a mapping of them. The model is traced for these shapes, of any B.
+            parts, as of the tiles of a slide; integers ``[B, N]`` for token inputs; or several inputs, as a sequence
+            or a mapping of them. The model is traced for these shapes, of any B.
         grid: of the patches, (rows, columns), which are then the last tokens, row by row; None: found.
         prefix: tokens before the patches, to go with ``grid``; None: all that are no patches.
         readout: how much of the output comes from each token, ``[N]``, the prefix first; None: found, for
@@ -239,6 +241,9 @@ def _find_layout(
     not_square = _not_square(sites, is_told=readout is not None)
     if not_square:
         return nothing | {"without_attention": not_square}
+    moved = reordered(program, example, axes)
+    if moved:
+        return nothing | {"without_attention": f"its tokens are put in an order that values choose, {moved}"}
     ((_, n),) = shapes
     explained = {product for site in sites for product in site.products}
     for step, _ in program.walk():

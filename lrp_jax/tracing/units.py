@@ -276,4 +276,13 @@ def _is_along_last(equation: Equation, start: Variable) -> bool:
     """Whether a move takes values along the last axis of ``start`` only."""
     leading = start.shape[:-1]
     shapes = [v.shape for v in (*equation.active, *equation.outputs)]
-    return all(shape[: len(leading)] == leading for shape in shapes) and equation.primitive != "transpose"
+    params, last = equation.params, {len(leading)}
+    along = last
+    if equation.primitive == "rev":
+        along = set(params["dimensions"])
+    elif equation.primitive == "gather":
+        along = set(params["dimension_numbers"].start_index_map)
+    elif equation.primitive == "scatter":
+        along = set(params["dimension_numbers"].scatter_dims_to_operand_dims)
+    kept = all(shape[: len(leading)] == leading for shape in shapes) and equation.primitive != "transpose"
+    return kept and along <= last
