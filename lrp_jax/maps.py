@@ -38,11 +38,11 @@ def heatmaps(relevance: ArrayLike, size: tuple[int, int], *, centres: Centres | 
         raise ValueError(f"size must be (H, W), both at least 1, got {size}.")
     if not _are_of(centres, relevance):
         return jax.image.resize(relevance, (*relevance.shape[:-2], *size), "bilinear", antialias=False)
+    dtype = relevance.dtype if jnp.issubdtype(relevance.dtype, jnp.inexact) else jnp.float32
     rows, cols = (
-        jnp.asarray(_weights(np.asarray(at, np.float64), n), relevance.dtype)
-        for at, n in zip(centres or (), size, strict=True)
+        jnp.asarray(_weights(np.asarray(at, np.float64), n), dtype) for at, n in zip(centres or (), size, strict=True)
     )
-    return jnp.einsum("hr,...rc,wc->...hw", rows, relevance, cols, precision="highest")
+    return jnp.einsum("hr,...rc,wc->...hw", rows, relevance.astype(dtype), cols, precision="highest")
 
 
 def centres(model: Any) -> Centres | None:
