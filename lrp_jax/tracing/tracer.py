@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 
 from lrp_jax.program import Equation, Program, Variable, activate, deactivate, flatten, prune
-from lrp_jax.tracing import layout
+from lrp_jax.tracing import batch, layout
 from lrp_jax.tracing.chain import broken_chain, moved_by_inputs
 from lrp_jax.tracing.model import Example, Params, Traced
 from lrp_jax.tracing.pairs import make_real
@@ -76,6 +76,7 @@ def trace(
         return _logits(found, position)
 
     jaxpr = jax.make_jaxpr(function)(shapes, one)
+    batch.check(function, leaves, shapes, example, jaxpr)
     program = flatten(jaxpr, may_be_whole)
     place, embed = len(leaves) + explained, None
     if jnp.issubdtype(example[explained].dtype, jnp.integer):
@@ -162,9 +163,9 @@ def _logits(found: Any, position: int | None) -> Array:
                 f"position {position} is for outputs [B, N, C] that have it; got the shape {logits.shape}."
             )
         logits = logits[:, position]
-    if logits.ndim != 2 or logits.shape[0] != 1:
+    if logits.ndim != 2:
         hint = " Say which position is explained: position=-1 for the last." if logits.ndim == 3 else ""
-        raise ValueError(f"apply must return logits [B, C] of a batch of B = 1, got the shape {logits.shape}.{hint}")
+        raise ValueError(f"apply must return logits [B, C], got the shape {logits.shape}.{hint}")
     return logits
 
 
