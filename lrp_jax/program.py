@@ -94,11 +94,13 @@ class Program:
         inputs: what it is given.
         outputs: what it gives.
         equations: in an order in which they can be run.
+        opened: the functions with a derivative of their own that were inlined, as if each were one equation.
     """
 
     inputs: list[Variable]
     outputs: list[Variable]
     equations: list[Equation]
+    opened: list[Equation] = dataclasses.field(default_factory=list)
 
     def walk(self) -> Iterator[Equation]:
         """Every equation, those inside of loops and choices after them."""
@@ -131,13 +133,13 @@ _CALLS = {
 }
 _OWN_DERIVATIVE = frozenset({"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"})
 #: What has no derivative.
-_CHOICES = frozenset(
+CHOICES = frozenset(
     {"stop_gradient", "sign", "floor", "ceil", "round", "is_finite", "argmax", "argmin", "eq", "ne", "lt", "le", "gt"}
     | {"ge", "and", "or", "not", "xor", "nextafter"}
 )
 
 
-def flatten(jaxpr: Any, whole: Callable[[set[str]], bool]) -> Program:
+def flatten(jaxpr: Any, whole: Callable[[frozenset[str]], bool]) -> Program:
     """A program of a (closed) jaxpr, its calls inlined.
 
     Args:
@@ -149,14 +151,12 @@ def flatten(jaxpr: Any, whole: Callable[[set[str]], bool]) -> Program:
     """
     inner = getattr(jaxpr, "jaxpr", jaxpr)
     inputs = [Variable.like(v.aval) for v in inner.invars]
-    equations: list[Equation] = []
-    outputs = inline(jaxpr, inputs, equations, whole, None)
-    return Program(inputs, outputs, equations)
+    program = Program(inputs, [], [])
+    program.outputs = inline(jaxpr, inputs, program, whole, None)
+    return program
 
 
-def inline(
-    jaxpr: Any, arguments: Sequence[Variable], equations: list[Equation], whole: Any, caller: Any
-) -> list[Variable]:
+def inline(jaxpr: Any, arguments: Sequence[Variable], program: Program, whole: Any, caller: Any) -> list[Variable]:
     """Append the equations of a jaxpr that is called; what it gives."""
     inner, constants = getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
     environment: dict[Any, Variable] = dict(zip(inner.invars, arguments, strict=True))
@@ -175,17 +175,25 @@ def inline(
         name = equation.primitive.name
         source = caller if of_library else equation.source_info
         inputs = tuple(map(read, equation.invars))
-        called = equation.params.get(_CALLS[name]) if name in _CALLS else None
-        if called is not None and not (name in _OWN_DERIVATIVE and whole(primitives(called))):
-            outputs = inline(called, inputs, equations, whole, source)
+        function, is_own = called(equation), name in _OWN_DERIVATIVE
+        inside = frozenset(primitives(function)) if is_own else frozenset()
+        is_opened = function is not None and not (is_own and whole(inside))
+        if is_opened:
+            outputs = inline(function, inputs, program, whole, source)
         else:
             outputs = [Variable.like(v.aval) for v in equation.outvars]
-            inside = frozenset(primitives(called)) if called is not None else frozenset()
+        if is_own or not is_opened:
             programs = _programs(equation, whole)
+            inside = inside or frozenset({"copy"} if is_own else ())  # one that gives back what it is given
             made = Equation(name, inputs, tuple(outputs), equation.params, _caller(equation), source, programs, inside)
-            equations.append(made)
+            (program.opened if is_opened else program.equations).append(made)
         environment |= zip(equation.outvars, outputs, strict=True)
     return [read(v) for v in inner.outvars]
+
+
+def called(equation: Any) -> Any:
+    """The jaxpr that an equation calls; None: it is no call."""
+    return equation.params.get(_CALLS.get(getattr(equation.primitive, "name", equation.primitive)))
 
 
 def _programs(equation: Any, whole: Any) -> tuple[Program, ...]:
@@ -249,7 +257,7 @@ def activate(program: Program, active: Sequence[bool]) -> list[bool]:
     for equation in program.equations:
         depends = [v.active for v in equation.inputs]
         outputs = [any(depends)] * len(equation.outputs)
-        if equation.primitive in _CHOICES:
+        if equation.primitive in CHOICES:
             outputs = [False] * len(outputs)
         elif equation.primitive == "scan" and any(depends):
             outputs = _activate_scan(equation, depends)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrp_jax.program import Equation, Program, Variable
+from lrp_jax.tracing.derivatives import derivative
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +101,7 @@ def _signature(equation: Equation) -> Any:
     params = equation.params
     if equation.inner or equation.programs:
         called = [value for value in params.values() if hasattr(value, "eqns") or hasattr(value, "jaxpr")]
+        called += [derivative(equation)] if equation.inner and equation.active else []
         described = str([(value, [id(constant) for constant in getattr(value, "consts", ())]) for value in called])
     else:
         described = repr(params)

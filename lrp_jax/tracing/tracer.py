@@ -12,8 +12,9 @@ import numpy as np
 from jax import Array
 
 from lrp_jax.program import Equation, Program, Variable, activate, deactivate, flatten, prune
-from lrp_jax.tracing import batch, layout
+from lrp_jax.tracing import batch, derivatives, layout
 from lrp_jax.tracing.chain import broken_chain, moved_by_inputs
+from lrp_jax.tracing.derivatives import UnsupportedError
 from lrp_jax.tracing.model import Example, Params, Traced
 from lrp_jax.tracing.pairs import make_real
 from lrp_jax.tracing.places import locate
@@ -24,10 +25,6 @@ from lrp_jax.tracing.rolling import roll, select_first
 from lrp_jax.tracing.steps import Recognised, Site
 from lrp_jax.tracing.tokens import begin_at, embeddings
 from lrp_jax.tracing.units import may_be_whole
-
-
-class UnsupportedError(ValueError):
-    """A model has equations of which no operation is known."""
 
 
 def trace(
@@ -109,22 +106,26 @@ def _recognised(program: Program, example: Variable, *, is_image: bool) -> Recog
     """The program in operations, repeated blocks in a loop."""
     is_example = [variable is example for variable in program.inputs]
 
-    def mark() -> None:
+    def mark() -> bool:
         prune(program)
         (active,) = activate(program, is_example)
-        if not active:
-            raise ValueError("the output does not depend on the example, differentiably.")
-        deactivate(program)
+        return active
 
-    mark()
+    active = mark()
+    derivatives.check(program)
+    if not active:
+        raise ValueError("the output does not depend on the example, differentiably.")
+    deactivate(program)
     unknown: list[Equation] = []
     if make_real(program, may_be_whole, unknown):
         if unknown:
             raise UnsupportedError(_unsupported(unknown))
         mark()
+        deactivate(program)
     select_first(program)
     while roll(program, spans(program)):
         mark()
+        deactivate(program)
     recognised = recognise(program, {example} if is_image else set(), unknown)
     if unknown:
         raise UnsupportedError(_unsupported(unknown))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import jax
 
@@ -32,6 +32,7 @@ _DISPLACING = frozenset(
     | {"stack", "tile", "transpose", "unstack"}
 )
 _LOCAL = ELEMENTWISE | MOVES | REDUCTIONS
+_WHOLE = (ELEMENTWISE | MOVES | program.CHOICES | {"iota"}) - _DISPLACING - {"argmax", "argmin", "nextafter"}
 
 
 @dataclasses.dataclass(eq=False)
@@ -83,15 +84,14 @@ def is_whole(equation: Equation) -> bool:
     return bool(equation.inner) and len(equation.outputs) == 1
 
 
-def may_be_whole(primitives: set[str]) -> bool:
-    """Whether functions with a derivative of their own are kept whole if they are made of these primitives."""
-    return primitives <= _LOCAL | {"stop_gradient", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not"} | {
-        "is_finite",
-        "sign",
-        "floor",
-        "round",
-        "iota",
-    }
+def may_be_whole(primitives: Collection[str]) -> bool:
+    """Whether functions with a derivative of their own are kept whole if they are made of these primitives.
+
+    These are functions of each value by itself, and softmax: one operation, whatever its derivative.
+    """
+    names = set(primitives)
+    is_softmax = "exp" in names and "reduce_sum" in names
+    return names <= _WHOLE | (REDUCTIONS if is_softmax else set())
 
 
 def find(program: Program) -> list[Unit]:
