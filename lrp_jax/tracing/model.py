@@ -17,7 +17,7 @@ from jax import Array
 from lrp_jax.model import Checked, without_addresses
 from lrp_jax.program import Variable
 from lrp_jax.rules import GRADIENT, Rules
-from lrp_jax.tracing import layout, report
+from lrp_jax.tracing import given, layout, report
 from lrp_jax.tracing.interpret import Points, run
 from lrp_jax.tracing.reading import Reading
 from lrp_jax.tracing.steps import Recognised, Site
@@ -327,11 +327,8 @@ class Traced(Checked):
             return f"token {read[0]}"
         return f"the mean of {len(read)} tokens" if np.ptp(self.readout[read]) < 1e-9 else "weights of the tokens"
 
-    def _leaves(self, params: Params) -> list[Any]:
-        leaves, structure = jax.tree.flatten(params)
-        if structure != self.params_structure:
-            raise ValueError(f"params must be {self.params_structure}, as the model was traced; got {structure}.")
-        return leaves
+    def _leaves(self, params: Params) -> list[Array]:
+        return given.matched(params, self.params_structure, self.program.inputs[: self.params_structure.num_leaves])
 
     def inputs(self, params: Params, image: Array) -> list[Any]:
         """The values of the program's inputs; arguments as of ``forward``."""

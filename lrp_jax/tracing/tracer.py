@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 
 from lrp_jax.program import Equation, Program, Variable, activate, deactivate, flatten, prune
-from lrp_jax.tracing import batch, derivatives, layout
+from lrp_jax.tracing import batch, derivatives, given, layout
 from lrp_jax.tracing.chain import broken_chain, moved_by_inputs
 from lrp_jax.tracing.derivatives import UnsupportedError
 from lrp_jax.tracing.model import Example, Params, Traced
@@ -61,12 +61,13 @@ def trace(
 
     Raises:
         UnsupportedError: the program has equations of which no operation is known; all are named.
-        ValueError: an argument or the function's result has the wrong shape, or the layout of the tokens is unclear.
+        ValueError: an argument or the result is not as expected, the logits of an example depend on the rest of its
+            batch, or the layout of the tokens is unclear.
     """
-    leaves, structure = jax.tree.flatten(params)
-    example, example_structure = jax.tree.flatten(images)
-    explained, shapes = _explained(images, example, explain_wrt), [_shape(leaf) for leaf in leaves]
-    one = [jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype) for leaf in map(_shape, example)]
+    leaves, example = given.flattened(apply, params, images)
+    structure, example_structure = jax.tree.structure(params), jax.tree.structure(images)
+    explained, shapes = given.explained(images, example, explain_wrt), list(map(given.shape, leaves))
+    one = [jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype) for leaf in map(given.shape, example)]
 
     def function(leaves: list[Any], example: list[Any]) -> Any:
         found = apply(jax.tree.unflatten(structure, leaves), jax.tree.unflatten(example_structure, example))
@@ -76,9 +77,10 @@ def trace(
     batch.check(function, leaves, shapes, example, jaxpr)
     program = flatten(jaxpr, may_be_whole)
     place, embed = len(leaves) + explained, None
-    if jnp.issubdtype(example[explained].dtype, jnp.integer):
-        embed = _embedding(program, program.inputs[place])
-        place = len(program.inputs) - 1
+    if jnp.issubdtype(one[explained].dtype, jnp.integer):
+        embed, place = _embedding(program, program.inputs[place]), len(program.inputs) - 1
+    else:
+        given.check_features(program, program.inputs[place])
     recognised = _recognised(program, program.inputs[place], is_image=embed is None)
     axes = 1 if embed is not None else max(len(program.inputs[place].shape) - 2, 1)
     return Traced(
@@ -130,27 +132,6 @@ def _recognised(program: Program, example: Variable, *, is_image: bool) -> Recog
     if unknown:
         raise UnsupportedError(_unsupported(unknown))
     return recognised
-
-
-def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
-    dtype = getattr(leaf, "dtype", None)
-    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.extended):  # as keys of random numbers are
-        dtype = jax.dtypes.canonicalize_dtype(jax.dtypes.result_type(leaf))
-    return jax.ShapeDtypeStruct(jnp.shape(leaf), dtype)
-
-
-def _explained(images: Example, leaves: Sequence[Any], explain_wrt: str | int | None) -> int:
-    """Which leaf of the example is explained."""
-    names = list(images) if isinstance(images, Mapping) else list(range(len(leaves)))
-    if len(leaves) == 1 and explain_wrt is None:
-        return 0
-    order = sorted(names) if isinstance(images, Mapping) else names
-    if explain_wrt not in names:
-        raise ValueError(
-            f"explain_wrt must say which of the inputs is explained, one of {', '.join(map(repr, order))}; got "
-            f"{explain_wrt!r}."
-        )
-    return order.index(explain_wrt)
 
 
 def _logits(found: Any, position: int | None) -> Array:
