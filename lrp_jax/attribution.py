@@ -19,6 +19,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from lrp_jax.meshes import automatic
 from lrp_jax.methods import METHODS, Method
 from lrp_jax.model import (
     Checked,
@@ -147,20 +148,19 @@ def most_probable(model: Model, params: Params, images: Any, k: int) -> Array:
         k: how many, at most all.
     """
 
-    def of_each(example: Any) -> Array:
-        # Sorted, as XLA gathers a batch that is split over devices for a top-k.
-        return jnp.argsort(classify(model, *prepared(model, params, example)).logits, descending=True)[:k]
-
-    return jax.vmap(of_each)(images)
+    return _most_probable(model, params, images, k=k)
 
 
 def batched(function: Callable[..., Any], model: Model, params: Params, images: Any, targets: Array | None) -> Any:
     """What a function of one image, ``(model, params, image, targets)``, gives for each of a batch."""
 
-    def of_each(example: Any, targets: Array | None) -> Any:
-        return function(model, *prepared(model, params, example), targets)
+    def of_all(params: Params, images: Any, targets: Array | None) -> Any:
+        def of_each(example: Any, targets: Array | None) -> Any:
+            return function(model, *prepared(model, params, example), targets)
 
-    return jax.vmap(of_each, in_axes=(0, None if targets is None else 0))(images, targets)
+        return jax.vmap(of_each, in_axes=(0, None if targets is None else 0))(images, targets)
+
+    return automatic(of_all)(params, images, targets)
 
 
 @partial(jax.jit, static_argnames=("model", "method", "options"))
@@ -175,6 +175,16 @@ def _explain(
 ) -> Explanation:
     found = batched(partial(method.function, **dict(options)), model, params, images, targets)
     return found if isinstance(found, Explanation) else Explanation(*found)
+
+
+@partial(jax.jit, static_argnames=("model", "k"))
+def _most_probable(model: Model, params: Params, images: Any, *, k: int) -> Array:
+    def of_each(model: Model, params: Params, image: Array, targets: None) -> Array:
+        # Sorted, as XLA gathers a batch that is split over devices for a top-k.
+        return jnp.argsort(classify(model, params, image).logits, descending=True)[:k]
+
+    found: Array = batched(of_each, model, params, images, None)
+    return found
 
 
 @partial(jax.jit, static_argnames=("model", "rules"))

@@ -21,6 +21,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from lrp_jax.meshes import automatic
 from lrp_jax.program import MOVES, Equation, Program, activate, deactivate, flatten
 from lrp_jax.rules import GRADIENT, Rules, Where
 from lrp_jax.rules.composite import Choices, tagged
@@ -208,7 +209,7 @@ def full_precision() -> AbstractContextManager[None]:
 def classify(model: Model, params: Params, image: Array) -> Output:
     """What a model says of an image ``[H, W, channels]``, in full precision as maps are."""
     with full_precision():
-        return Output(*model.forward(params, image, None, GRADIENT))
+        return automatic(lambda given: Output(*model.forward(*given, None, GRADIENT)))((params, image))
 
 
 def prepared(model: Model, params: Params, example: Any) -> tuple[Params, Array]:

@@ -37,6 +37,12 @@ def add(commands: Any) -> None:
         ".npy or .npz of pictures (bytes) or of images normalised for the model (floating-point); or any number of "
         "pictures, or of .tar",
     )
+    command.add_argument(
+        "--member",
+        metavar="EXT",
+        help="of tar shards: which member of each sample is explained, what follows the first dot of its name, such as "
+        "jpg or rgb.png; '*': every picture is an image of its own (default: the one picture of each sample)",
+    )
     command.add_argument("--out", required=True, metavar="MAPS.zarr", help="the store: a folder, or gs:// or s3://")
     add_model(command)
     command.add_argument(
@@ -78,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
     needs("tensorstore", extra="jobs")
     if options.target and options.top_k:
         raise ValueError("--target and --top-k exclude each other: the classes are given, or the most probable ones.")
-    source = open_source(options.input)
+    source = open_source(options.input, member=options.member)
     index, count = _processes(options)
     if options.dtype == "float64":
         jax.config.update("jax_enable_x64", True)

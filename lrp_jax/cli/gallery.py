@@ -9,7 +9,7 @@ from typing import Any
 
 from lrp_jax.cli.arguments import positive
 from lrp_jax.cli.console import progress
-from lrp_jax.jobs import open_source
+from lrp_jax.jobs import Store, open_source
 from lrp_jax.jobs.page import LIMIT, gallery
 
 
@@ -39,7 +39,10 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"OUT must be a folder, {options.out} is a file.")
     if options.out.is_dir() and any(options.out.iterdir()) and not options.force:
         raise ValueError(f"{options.out} is not empty: --force writes into it.")
-    source = open_source(options.input) if options.input else None
+    source = None
+    if options.input:
+        member = Store(options.store).about.get("settings", {}).get("member")
+        source = open_source(options.input, member=member)
     with progress("drawing", options.images) as (advance, _):
         page = gallery(
             options.store,

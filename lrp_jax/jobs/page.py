@@ -128,7 +128,7 @@ def _source(store: Store, source: Source | None) -> Source:
     paths: Sequence[str] = store.about.get("source", ())
     try:
         if paths:
-            return open_source(paths)
+            return open_source(paths, member=store.about["settings"].get("member"))
     except (OSError, ValueError) as error:
         raise ValueError(f"the images of {store.out} are no longer where they were ({error}): say where.") from error
     raise ValueError(f"{store.out} does not say where its images are: say it.")

@@ -157,49 +157,109 @@ class ArrayFile:
 
 
 class Member(NamedTuple):
-    """Where a file lies in a tar shard."""
+    """A file in a tar shard.
 
-    shard: int
+    Attributes:
+        name: of the file.
+        offset: where its bytes begin.
+        size: how many they are.
+    """
+
+    name: str
     offset: int
     size: int
 
 
+#: The value of ``member`` for tar files that do not keep WebDataset's convention.
+EVERY_PICTURE = "*"
+
+
 class TarShards:
-    """The pictures in tar files, in the order of the files and of what is in them: shards in WebDataset's layout.
+    """The pictures in tar files, in the order of the files and of what is in them.
+
+    By WebDataset's convention, files whose names are equal up to the first dot (the key) are one sample, and the rest
+    of each name says what it is of the sample: of ``007.jpg``, ``007.seg.png`` and ``007.cls``, the picture is
+    ``007.jpg``. A sample is named by its shard and key, ``train-000.tar/007``.
 
     Args:
-        paths: the files, not compressed. What is no picture in them (labels, captions) is left aside.
+        paths: the files, not compressed.
+        member: which member of each sample is explained, what follows the key: ``"jpg"``, ``"rgb.png"``. None: the
+            one picture, or the one of several that has no second dot. ``"*"``: every picture is an image of its own,
+            under its whole name.
 
     Raises:
         OSError: there is no such file.
-        ValueError: it is no tar file, is compressed, or holds no pictures.
+        ValueError: it is no tar file, is compressed, or holds no pictures; or samples have several pictures.
     """
 
-    def __init__(self, paths: Sequence[str | os.PathLike[str]]) -> None:
+    def __init__(self, paths: Sequence[str | os.PathLike[str]], *, member: str | None = None) -> None:
         self.paths, self.inputs = [Path(path) for path in paths], list(map(os.path.abspath, paths))
-        self.kind = {"input": "tar shards"}
+        self.member = member if member is None else member.removeprefix(".").lower()
+        self.kind = {"input": "tar shards"} | ({} if member is None else {"member": self.member})
         self.names: list[str] = []
-        self.members: list[Member] = []
-        suffixes, folder = picture_suffixes(), os.path.commonpath([os.path.dirname(path) for path in self.inputs])
+        self.members: list[tuple[int, Member | None]] = []
+        folder = os.path.commonpath([os.path.dirname(path) for path in self.inputs])
+        chosen: list[str | None] = []
+        beside: set[str] = set()  # what stands beside the picture of a sample is no picture of another
         for shard, path in enumerate(self.paths):
-            before, prefix = len(self.names), Path(os.path.relpath(self.inputs[shard], folder)).as_posix()
-            try:
-                with tarfile.open(path, "r:", errorlevel=2) as file:
-                    for entry in file:
-                        file.members = []  # type: ignore[attr-defined]  # it would keep them all
-                        name = PurePosixPath(entry.name)
-                        if (
-                            entry.isreg()
-                            and name.suffix.lower() in suffixes
-                            and not any(map(is_left_behind, _levels(name)))
-                        ):
-                            self.names.append(f"{prefix}/{entry.name}")
-                            self.members.append(Member(shard, entry.offset_data, entry.size))
-                    self._check_end(path, file.offset)
-            except tarfile.TarError as error:
-                raise ValueError(f"{path} is no tar file, or is damaged or compressed: {error}") from error
-            if len(self.names) == before:
-                raise ValueError(f"{path} holds no pictures.")
+            samples = self._samples(path)
+            prefix = Path(os.path.relpath(self.inputs[shard], folder)).as_posix()
+            for key, pictures in samples.items():
+                extension = self._chosen(path, key, pictures)
+                self.names.append(f"{prefix}/{key}")
+                self.members.append((shard, None if extension is None else pictures[extension]))
+                chosen.append(extension)
+                beside |= pictures.keys() - {extension}
+        if self.member is None:
+            self.members = [
+                (shard, None if extension in beside else member)
+                for (shard, member), extension in zip(self.members, chosen, strict=True)
+            ]
+        if not any(member for _, member in self.members):
+            raise ValueError(f"no sample has a picture {self.member!r}; the first, {self.names[0]}, has others.")
+
+    def _samples(self, path: Path) -> dict[str, dict[str, Member]]:
+        """The pictures of each sample that has any, by key, and by what follows the key."""
+        suffixes, samples = picture_suffixes(), dict[str, dict[str, Member]]()
+        try:
+            with tarfile.open(path, "r:", errorlevel=2) as file:
+                for entry in file:
+                    file.members = []  # type: ignore[attr-defined]  # it would keep them all
+                    name = PurePosixPath(entry.name)
+                    if (
+                        entry.isreg()
+                        and name.suffix.lower() in suffixes
+                        and not any(map(is_left_behind, _levels(name)))
+                    ):
+                        stem, _, extension = name.name.partition(".")
+                        key, extension = entry.name[: len(entry.name) - len(extension) - 1], extension.lower()
+                        if self.member == EVERY_PICTURE:
+                            key = entry.name
+                        found = Member(entry.name, entry.offset_data, entry.size)
+                        if extension in (sample := samples.setdefault(key, {})):
+                            raise ValueError(f"{path} holds two files for one: {sample[extension].name}, {entry.name}.")
+                        sample[extension] = found
+                self._check_end(path, file.offset)
+        except tarfile.TarError as error:
+            raise ValueError(f"{path} is no tar file, or is damaged or compressed: {error}") from error
+        if not samples:
+            raise ValueError(f"{path} holds no pictures.")
+        return samples
+
+    def _chosen(self, path: Path, key: str, pictures: Mapping[str, Member]) -> str | None:
+        """Which member of a sample is its picture; None: it has others, but not this one."""
+        if self.member == EVERY_PICTURE:
+            return next(iter(pictures))
+        if self.member is not None:
+            return self.member if self.member in pictures else None
+        plain = [extension for extension in pictures if "." not in extension]
+        among = plain or list(pictures)
+        if len(among) > 1:
+            raise ValueError(
+                f"{path}: the sample {key} has several pictures, {listed([pictures[e].name for e in among], 4)}: say "
+                f"which member of each sample is meant, as {among[0]!r} (--member), or {EVERY_PICTURE!r} for all."
+            )
+        return among[0]
 
     @staticmethod
     def _check_end(path: Path, offset: int) -> None:
@@ -211,13 +271,17 @@ class TarShards:
                     raise ValueError(f"{path} is damaged at byte {offset}, or several tar files in one.")
 
     def size(self, i: int) -> int:
-        """How many bytes picture i has."""
-        return self.members[i].size
+        """How many bytes picture i has; -1 if its sample lacks it."""
+        _, member = self.members[i]
+        return -1 if member is None else member.size
 
     def read(self, i: int) -> Image.Image:
         """Picture i, upright."""
-        shard, offset, size = self.members[i]
-        return read_image(io.BytesIO(_part(self.paths[shard], offset, size)), name=self.names[i])
+        shard, member = self.members[i]
+        if member is None:
+            raise ValueError(f"{self.names[i]} has no picture {self.member or 'of its own'}, others only.")
+        data = _part(self.paths[shard], member.offset, member.size)
+        return read_image(io.BytesIO(data), name=f"{self.paths[shard].name}/{member.name}")
 
 
 def _levels(name: PurePosixPath) -> list[PurePosixPath]:
@@ -233,12 +297,13 @@ def _part(path: Path, offset: int, size: int) -> bytes:
     return data
 
 
-def open_source(inputs: Sequence[str | os.PathLike[str]]) -> Source:
+def open_source(inputs: Sequence[str | os.PathLike[str]], *, member: str | None = None) -> Source:
     """The images that paths name.
 
     Args:
         inputs: a folder of pictures (with those in its folders) or of tar shards; a ``.txt`` with the path of a picture
             on each line, seen from its folder; a ``.npy`` or ``.npz``; or any number of pictures, or of ``.tar``.
+        member: of tar shards, which member of each sample is explained: see :class:`TarShards`.
 
     Raises:
         OSError: there is no such file or folder.
@@ -246,12 +311,18 @@ def open_source(inputs: Sequence[str | os.PathLike[str]]) -> Source:
     """
     paths = [Path(path) for path in inputs]
     suffixes = {path.suffix.lower() for path in paths}
-    if suffixes == {".tar"}:
-        return TarShards(paths)
+    shards = sorted(paths[0].glob("*.tar")) if len(paths) == 1 and paths[0].is_dir() else []
+    if suffixes == {".tar"} or shards:
+        if shards and any(p.suffix.lower() in picture_suffixes() for p in paths[0].iterdir()):
+            raise ValueError(f"{paths[0]} holds pictures as well as tar files: name those that are meant.")
+        return TarShards(shards or paths, member=member)
+    if member is not None:
+        raise ValueError(f"member chooses of the samples of tar shards, and the input is none; got {member!r}.")
     if len(paths) == 1:
         (path,) = paths
         if path.is_dir():
-            return _folder(path)
+            names = [str(p.relative_to(path).as_posix()) for p in pictures_in(path, nested=True)]
+            return Pictures(names, path, [path])
         if suffixes == {".txt"}:
             names = [line for line in read_text(path).split("\n") if line.strip()]
             if not names:
@@ -268,15 +339,6 @@ def open_source(inputs: Sequence[str | os.PathLike[str]]) -> Source:
     for path in paths:
         path.stat()
     return Pictures([str(path) for path in paths], inputs=paths)
-
-
-def _folder(path: Path) -> Source:
-    shards = sorted(path.glob("*.tar"))
-    if not shards:
-        return Pictures([str(p.relative_to(path).as_posix()) for p in pictures_in(path, nested=True)], path, [path])
-    if any(p.suffix.lower() in picture_suffixes() for p in path.iterdir()):
-        raise ValueError(f"{path} holds pictures as well as tar files: name those that are meant.")
-    return TarShards(shards)
 
 
 def image_of(found: Image.Image | np.ndarray, preprocessing: Preprocessing, dtype: np.dtype) -> np.ndarray:

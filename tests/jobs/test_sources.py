@@ -91,14 +91,14 @@ def test_tar_shards(tmp_path):
     source = open_source([tmp_path])
     assert isinstance(source, TarShards)
     assert source.names[:5] == [
-        *("0.tar/dir/0.png", "0.tar/dir/1.png", "0.tar/dir/2.png"),
-        *("0.tar/dir/" + "long" * 60 + ".JPG", "1.tar/dir/0.png"),
+        *("0.tar/dir/0", "0.tar/dir/1", "0.tar/dir/2"),
+        *("0.tar/dir/" + "long" * 60, "1.tar/dir/0"),
     ]
     for place, seed in ((0, 0), (2, 2), (5, 4)):
         np.testing.assert_array_equal(source.read(place), picture(seed))
     with pytest.raises(ValueError, match=r"^0.tar/dir/long.* is not a picture"):
         source.read(3)
-    assert open_source([tmp_path / "1.tar", tmp_path / "0.tar"]).names[0] == "1.tar/dir/0.png"
+    assert open_source([tmp_path / "1.tar", tmp_path / "0.tar"]).names[0] == "1.tar/dir/0"
 
 
 def test_tar_shards_of_equal_names(tmp_path):
@@ -109,7 +109,66 @@ def test_tar_shards_of_equal_names(tmp_path):
             add(file, "._0.png", b"left behind by macOS")
             add(file, "__MACOSX/0.png", b"likewise")
     source = open_source([tmp_path / "a" / "0.tar", tmp_path / "b" / "0.tar"])
-    assert source.names == ["a/0.tar/0.png", "b/0.tar/0.png"]
+    assert source.names == ["a/0.tar/0", "b/0.tar/0"]
+
+
+@pytest.fixture
+def shard(tmp_path):
+    """Writes a tar file of files that hold their own names' pictures, and opens it."""
+
+    def opened(*names, **options):
+        with tarfile.open(tmp_path / "x.tar", "w") as file:
+            for i, name in enumerate(names):
+                add(file, name, png(i))
+        return open_source([tmp_path / "x.tar"], **options)
+
+    return opened
+
+
+SAMPLE = ("a/0.v.jpg", "0.jpg", "0.seg.png", "0.depth.png", "0.cls", "1.seg.png", "1.JPG", "2.seg.png", "LICENSE")
+
+
+@pytest.mark.parametrize(
+    ("member", "expected"),
+    [
+        (None, {"a/0": 0, "0": 1, "1": 6, "2": None}),  # a mask alone is no picture where it stands beside one
+        ("jpg", {"a/0": None, "0": 1, "1": 6, "2": None}),
+        (".seg.PNG", {"a/0": None, "0": 2, "1": 5, "2": 7}),
+        ("*", {name: i for i, name in enumerate(SAMPLE) if name.endswith(("g", "G"))}),
+    ],
+)
+def test_what_lies_beside_the_picture_of_a_sample_is_left_aside(shard, member, expected):
+    source = shard(*SAMPLE, member=member)
+    assert source.names == [f"x.tar/{key}" for key in expected]
+    for i, seed in enumerate(expected.values()):
+        if seed is None:
+            assert source.size(i) == -1
+            with pytest.raises(ValueError, match=f"^{source.names[i]} has no picture"):
+                source.read(i)
+        else:
+            np.testing.assert_array_equal(source.read(i), picture(seed))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["0.jpg", "0.png"], r"sample 0 has several pictures, 0.jpg, 0.png: .*--member"),
+        (["0.left.png", "0.right.png"], r"several pictures, 0.left.png, 0.right.png"),
+        (["0.jpg", "1.jpg", "0.jpg"], r"two files for one: 0.jpg, 0.jpg"),
+        (["a.cls"], "holds no pictures"),
+    ],
+)
+def test_samples_of_several_pictures_are_refused(shard, names, message):
+    with pytest.raises(ValueError, match=message):
+        shard(*names)
+
+
+def test_a_member_that_no_sample_has_is_refused(shard, tmp_path):
+    with pytest.raises(ValueError, match=r"no sample has a picture 'webp'; the first, x.tar/0"):
+        shard("0.jpg", member="webp")
+    (tmp_path / "0.png").write_bytes(png(0))
+    with pytest.raises(ValueError, match="member chooses of the samples of tar shards"):
+        open_source([tmp_path / "0.png"], member="png")
 
 
 def test_a_damaged_tar_is_refused(tmp_path):
