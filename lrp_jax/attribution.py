@@ -19,6 +19,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from lrp_jax.checks import check_model
 from lrp_jax.meshes import automatic
 from lrp_jax.methods import METHODS, Method
 from lrp_jax.model import (
@@ -131,8 +132,14 @@ def matches(model: Model, params: Params, images: Any, rules: Rules) -> list[Mat
         ValueError: ``rules`` are no composite.
     """
     images, _ = checked(model, params, images, None)
-    example = jax.tree.map(lambda x: x[0], images)
-    found = count_matches(model, *prepared(model, params, example), rules)
+    example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), images)
+    found: list[Match] = []
+
+    def count(given: tuple[Params, Any]) -> tuple[()]:
+        found.extend(count_matches(model, *prepared(model, *given), rules))
+        return ()
+
+    jax.eval_shape(automatic(count), (params, example))
     if not found:
         raise ValueError(f"rules must be what lrp_jax.composite gave; {rules.name} is the same everywhere.")
     return found
@@ -147,7 +154,7 @@ def most_probable(model: Model, params: Params, images: Any, k: int) -> Array:
         images: as of :func:`explain`.
         k: how many, at most all.
     """
-
+    check_model(model)
     return _most_probable(model, params, images, k=k)
 
 
@@ -212,6 +219,7 @@ def _check_images(images: ArrayLike) -> Array:
 
 def checked(model: Model, params: Params, images: Any, targets: ArrayLike | None) -> tuple[Any, Array | None]:
     """The arguments as arrays ``[B, H, W, channels]`` and ``[B, K]`` or ``[B, K, C]``, or a ValueError."""
+    check_model(model)
     images = model.check(images) if isinstance(model, Checked) and not model.is_image else _check_images(images)
     batch = jax.tree.leaves(images)[0].shape[0]  # a symbol, where a program of any batch is exported
     if targets is None:

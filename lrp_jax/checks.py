@@ -60,3 +60,42 @@ def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 def set_field(config: Any, name: str, value: Any) -> None:
     """Set a field of a frozen dataclass that is being made."""
     object.__setattr__(config, name, value)
+
+
+#: How modules of other libraries become models, by the packages that their classes are of.
+_MODULES = {
+    "flax.linen": "model = lrp_jax.trace(module.apply, variables, images)",
+    "flax.nnx": "graph, state = nnx.split(module); "
+    "model = lrp_jax.trace(lambda state, x: nnx.merge(graph, state)(x), state, images)",
+    "equinox": "params, rest = equinox.partition(module, equinox.is_inexact_array); "
+    "model = lrp_jax.trace(lambda params, x: jax.vmap(equinox.combine(params, rest))(x), params, images)",
+    "haiku": "model = lrp_jax.trace(lambda params, x: transformed.apply(params, None, x), params, images)",
+    "keras": "model = lrp_jax.trace(lambda state, x: module.stateless_call(*state, x)[0], state, images), where "
+    "state = ([v.value for v in module.trainable_variables], [v.value for v in module.non_trainable_variables])",
+    "transformers": "model = lrp_jax.trace(lambda params, x: module(x.transpose(0, 3, 1, 2), params=params).logits, "
+    "module.params, images)",
+}
+_MEMBERS = ("grid", "readout", "forward")
+
+
+def check_model(model: Any) -> None:
+    """Refuse what is no :class:`lrp_jax.Model`: a module, a function, or an argument in the place of another."""
+    if isinstance(model, type):
+        raise ValueError(f"model must be a model, got the class {model.__name__}: make one of it.")
+    missing = [name for name in _MEMBERS if not hasattr(type(model), name) and not hasattr(model, name)]
+    if not missing:
+        return
+    got = "a function" if callable(model) and hasattr(model, "__name__") else f"a {type(model).__name__}"
+    packages = [f"{base.__module__}." for base in type(model).__mro__]
+    line = next(
+        (line for name, line in _MODULES.items() if any(package.startswith(f"{name}.") for package in packages)), None
+    )
+    if line is None and callable(model):
+        line = "model = lrp_jax.trace(function, params, images), where function(params, images) gives logits"
+    if line is None:
+        others = f", which lacks {', '.join(missing)}" if len(missing) < len(_MEMBERS) else ""
+        raise ValueError(
+            f"model must be what lrp_jax.load or lrp_jax.trace gives, or have {', '.join(_MEMBERS)} (lrp_jax.Model); "
+            f"got {got}{others}. The order of the arguments is model, params, images."
+        )
+    raise ValueError(f"model must be what lrp_jax.load or lrp_jax.trace gives, got {got}. Trace it first: {line}.")

@@ -9,7 +9,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,9 @@ from lrp_jax.rules.taps import Entry, with_accounts
 from lrp_jax.signals import check_rules, directions, predicted, relevance_of
 
 
-class Amount(NamedTuple):
+@partial(jax.tree_util.register_dataclass, data_fields=("received", "sent"), meta_fields=("depth", "part", "kind"))
+@dataclasses.dataclass(frozen=True)
+class Amount:
     """The relevance of operations of one kind in one part of a model.
 
     Attributes:
@@ -39,11 +41,11 @@ class Amount(NamedTuple):
     depth: int | None
     part: str | None
     kind: str
-    received: np.ndarray
-    sent: np.ndarray
+    received: Any
+    sent: Any
 
     @property
-    def lost(self) -> np.ndarray:
+    def lost(self) -> Any:
         """Received and not sent: what stays in biases or a softmax; below 0, it is made."""
         return self.received - self.sent
 
@@ -60,9 +62,16 @@ COLUMNS = {
 _BESIDE = "class token, positions"
 
 
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("logits", "targets", "explained", "blocks", "inputs", "amounts"),
+    meta_fields=("rules",),
+)
 @dataclasses.dataclass(frozen=True)
 class Conservation:
     """How much relevance stands where; ``print`` shows the means over images and targets.
+
+    A pytree: a function under ``jax.jit`` may return it, or what it computes of its arrays. They are NumPy's outside.
 
     Attributes:
         rules: the name of the rule set.
@@ -75,41 +84,49 @@ class Conservation:
     """
 
     rules: str
-    logits: np.ndarray
-    targets: np.ndarray
-    explained: np.ndarray
-    blocks: np.ndarray | None
-    inputs: np.ndarray
+    logits: Any
+    targets: Any
+    explained: Any
+    blocks: Any
+    inputs: Any
     amounts: Sequence[Amount]
 
     @property
-    def residual_sums(self) -> dict[tuple[int | None, str | None], np.ndarray]:
+    def residual_sums(self) -> dict[tuple[int | None, str | None], Any]:
         """What stands at the residual additions, ``[B, K]``, by block and part."""
         return {(a.depth, a.part): a.received for a in self.amounts if a.kind == "add"}
 
-    def lost(
-        self, kinds: Sequence[str] = OPERATIONS, *, depth: int | None = None, part: str | None = None
-    ) -> np.ndarray:
+    def lost(self, kinds: Sequence[str] = OPERATIONS, *, depth: int | None = None, part: str | None = None) -> Any:
         """What operations of some kinds keep, ``[B, K]``; of one block or part, if that is said."""
         found = [
             a.lost for a in self.amounts if a.kind in kinds and depth in (None, a.depth) and part in (None, a.part)
         ]
-        return np.sum(found, axis=0) if found else np.zeros_like(self.explained)
+        return sum(found, start=0 * self.explained)
 
     @property
-    def gap(self) -> float:
+    def gap(self) -> Any:
         """The largest part of what is explained that neither stands at the first tokens nor is lost by an operation.
 
-        Without tokens, at the image. Rounding, where the report closes.
+        Without tokens, at the image. Rounding, where the report closes. A number; under ``jax.jit``, an array.
         """
         behind = [a.lost for a in self.amounts if self.blocks is None or a.part != "embedding"]
         stands = self.inputs if self.blocks is None else self.blocks[..., 0]
-        missing = self.explained - stands - np.sum(behind, axis=0)
-        scale = np.abs(self.explained) + np.abs(stands) + np.sum(np.abs(behind), axis=0)
-        return float(np.max(np.abs(missing) / np.maximum(scale, np.finfo(scale.dtype).tiny)))
+        missing = self.explained - stands - sum(behind)
+        scale = abs(self.explained) + abs(stands) + sum(map(abs, behind))
+        largest = (abs(missing) / scale.clip(jnp.finfo(scale.dtype).tiny)).max()
+        return largest if isinstance(largest, jax.core.Tracer) else float(largest)
 
     def rows(self) -> list[tuple[str, dict[str, float]]]:
-        """The report from the logit down, means over images and targets: where, and what stands or is lost there."""
+        """The report from the logit down, means over images and targets: where, and what stands or is lost there.
+
+        Raises:
+            ValueError: under ``jax.jit`` there are no numbers yet.
+        """
+        if isinstance(self.explained, jax.core.Tracer):
+            raise ValueError(
+                "the rows of a report are numbers, which jax.jit, vmap and grad do not have yet: return the report "
+                "from the function, and print it outside."
+            )
         stages: list[tuple[str, dict[str, Any]]] = [("head", {"part": "head"})]
         depths = sorted({a.depth for a in self.amounts if a.depth is not None}, reverse=True)
         stages += [
@@ -138,9 +155,9 @@ class Conservation:
         return [*found, ("input", {"relevance": float(self.inputs.mean())})]
 
     def __str__(self) -> str:
-        lines = [("from the logit down", "relevance", *(f"lost: {column}" for column in COLUMNS))]
+        rows, lines = self.rows(), [("from the logit down", "relevance", *(f"lost: {column}" for column in COLUMNS))]
         rounding = 64 * np.finfo(self.explained.dtype).eps * np.abs(self.explained).max()
-        for name, row in self.rows():
+        for name, row in rows:
             shown = {column: f"{value:.4g}" if abs(value) > rounding else "0" for column, value in row.items()}
             lines.append((name, *(shown.get(column, "") for column in ("relevance", *COLUMNS))))
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -193,6 +210,8 @@ def conservation(
 ) -> Conservation:
     """Find where relevance stands in a model, and which operations make or lose it.
 
+    It works inside the caller's ``jit``, ``vmap`` and ``grad``: the report's arrays are then JAX's.
+
     Args:
         model: the model.
         params: its parameters.
@@ -213,7 +232,7 @@ def conservation(
         entries: dict[Entry, None] = {}  # in the order in which they are run
         jax.eval_shape(partial(_report, model, rules, entries), params, images, targets)
         found = _compiled(model, rules, tuple(entries), params, images, targets)
-    arrays: dict[str, Any] = jax.tree.map(np.asarray, found)
+    arrays: dict[str, Any] = jax.tree.map(lambda x: x if isinstance(x, jax.core.Tracer) else np.asarray(x), found)
     amounts = arrays.pop("amounts")
     counted = [Amount(*entry, amounts[..., i, 0], amounts[..., i, 1]) for i, entry in enumerate(entries)]
     return Conservation(rules.name, amounts=counted, **arrays)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from lrp_jax.attribution import explain, most_probable
+from lrp_jax.checks import check_model
 from lrp_jax.maps import centres, heatmaps
 from lrp_jax.model import Model, Params, number_of_classes
 from lrp_jax.pictures import Preprocessing
@@ -56,6 +57,7 @@ def export(
     Raises:
         ValueError: an argument is wrong, or nothing says what the model takes.
     """
+    check_model(model)
     if not platforms or not set(platforms) <= set(PLATFORMS):
         raise ValueError(f"platforms must be some of {', '.join(PLATFORMS)}; got {', '.join(platforms) or 'none'}.")
     batch, classes = jax.export.symbolic_shape("batch, classes")

@@ -39,7 +39,20 @@ def test_public_names_are_documented(name):
 
 # The rooms of the house, the ground first: each imports from its own and from those before it.
 ROOMS = (
-    *("xla", "version", "checks", "files", "meshes", "program", "rules", "model", "signals", "maps", "metrics", "methods"),
+    *(
+        "xla",
+        "version",
+        "checks",
+        "files",
+        "meshes",
+        "program",
+        "rules",
+        "model",
+        "signals",
+        "maps",
+        "metrics",
+        "methods",
+    ),
     *("attribution", "conservation", "tracing", "tokens"),
     *("labels", "pictures", "exporting", "vit_config", "vit", "weights", "datasets"),
     *("evaluate", "jobs", "cli"),

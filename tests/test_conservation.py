@@ -111,6 +111,27 @@ def test_a_network_without_blocks():
     assert "model" in dict(report.rows())
 
 
+def test_inside_jit_it_is_arrays():
+    """A report is a pytree: it may be returned from a jitted function, mapped, and differentiated."""
+    model, params = small_model(depth=1)
+    params, images = biased(params), small_images(2)
+    wanted = lrp_jax.conservation(model, params, images, TARGETS)
+    found, gap, lost = jax.jit(
+        lambda p, x: (report := lrp_jax.conservation(model, p, x, TARGETS), report.gap, report.lost(("dense",)))
+    )(params, images)
+    assert str(found).splitlines()[:-1] == str(wanted).splitlines()[:-1]
+    assert gap < 1e-10
+    for a, b in zip(jax.tree.leaves((found, lost)), jax.tree.leaves((wanted, wanted.lost(("dense",)))), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+    each = jax.vmap(lambda x: lrp_jax.conservation(model, params, x[None], TARGETS[0][None]).explained)(images)
+    np.testing.assert_allclose(each[0, 0], wanted.explained[0], rtol=1e-9)
+    gradient = jax.grad(lambda x: lrp_jax.conservation(model, params, x, TARGETS).explained[0, 0])(images)
+    logit = jax.grad(lambda x: model.apply({"params": params}, x)[0][TARGETS[0, 0]])(images[0])
+    np.testing.assert_allclose(gradient[0], logit, rtol=1e-9, atol=1e-12)
+    with pytest.raises(ValueError, match="return the report from the function, and print it outside"):
+        jax.jit(lambda p: str(lrp_jax.conservation(model, p, images, TARGETS)))(params)
+
+
 def test_it_is_printed_and_drawn(model_and_params, tmp_path):
     model, params = model_and_params
     report = lrp_jax.conservation(model, params, small_images(2), rules=with_gamma(LIBRAGRAD, 0.1))

@@ -3,13 +3,17 @@
 import dataclasses
 
 import chex
+import flax.linen
+import flax.nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import lrp_jax
 from lrp_jax import methods
+from lrp_jax.cli.models import load_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,3 +177,68 @@ def test_any_pure_function_can_be_explained():
     explanation = lrp_jax.explain(Plain(), params, images, jnp.array([[0, 1], [2, 3]]))
     chex.assert_shape(explanation.relevance, (2, 2, 2, 2))
     chex.assert_tree_all_finite(explanation)
+
+
+class Linen(flax.linen.Module):
+    """What users of Flax try first."""
+
+    @flax.linen.compact
+    def __call__(self, images):
+        return flax.linen.Dense(3)(images.reshape(len(images), -1))
+
+
+def of(package, **members):
+    """An object of a class of another library, which need not be installed."""
+    return type("Classifier", (), {"__module__": package, **members})()
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Linen(), r"got a Linen. Trace it first: model = lrp_jax.trace\(module.apply, variables, images\)"),
+        (flax.nnx.Linear(3, 3, rngs=flax.nnx.Rngs(0)), r"got a Linear. .*nnx.split\(module\).*lrp_jax.trace"),
+        (of("equinox._module", __call__=lambda self, x: x), r"equinox.partition\(module.*lrp_jax.trace"),
+        (of("haiku._src.transform"), r"lrp_jax.trace\(lambda params, x: transformed.apply\(params, None, x\)"),
+        (of("keras.src.models"), r"lrp_jax.trace\(lambda state, x: module.stateless_call"),
+        (of("transformers.models.vit"), r"lrp_jax.trace\(.*params=params\).logits"),
+        (Linen().apply, "got a function. Trace it first"),
+        (lambda params, images: images, r"got a function. .*lrp_jax.trace\(function, params, images\)"),
+        (lrp_jax.ViT, "got the class ViT: make one of it"),
+        ({"kernel": 0}, r"grid, readout, forward .*got a dict. The order of the arguments is model, params, images"),
+        (("model", "params"), "lrp_jax.load .*got a tuple"),
+        ("demo", "lrp_jax.load .*got a str"),
+        (of("mine", grid=(1, 1), readout=None), "got a Classifier, which lacks forward"),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, str) else "",
+)
+def test_what_is_no_model_is_told_how_to_become_one(model, message):
+    with pytest.raises(ValueError, match=message):
+        lrp_jax.explain(model, {}, np.zeros((1, 8, 8, 3), np.float32))
+
+
+def test_every_function_that_takes_a_model_looks_at_it(tmp_path, monkeypatch):
+    module, params, images = Linen(), {}, np.zeros((1, 8, 8, 3), np.float32)
+    Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
+    source, digits = lrp_jax.jobs.open_source([tmp_path]), lrp_jax.datasets.DigitDataset(2)
+    rules = lrp_jax.composite([(lrp_jax.Where("dense"), "cp_lrp")], "attnlrp")
+    calls = [
+        lambda: lrp_jax.explain(module, params, images),
+        lambda: lrp_jax.attention_signals(module, params, images),
+        lambda: lrp_jax.conservation(module, params, images),
+        lambda: lrp_jax.matches(module, params, images, rules),
+        lambda: lrp_jax.export(module, params),
+        lambda: lrp_jax.save(tmp_path / "x.safetensors", module, params),
+        lambda: lrp_jax.jobs.attribute(module, params, source, tmp_path / "maps.zarr"),
+        *(
+            lambda protocol=protocol: protocol(module, params, digits, tmp_path / "results")
+            for protocol in lrp_jax.evaluate.PROTOCOLS.values()
+        ),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=r"lrp_jax.trace\(module.apply"):
+            call()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("def load():\n    return (lambda params, images: images), {}, None, None\n")
+    with pytest.raises(ValueError, match="--model mine:load: model must be .*got a function"):
+        load_model("mine:load")
+    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != "") == ["0.png", "mine.py"]

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lrp_jax.checks import check_model
 from lrp_jax.labels import Labels
 from lrp_jax.model import Model, Params
 from lrp_jax.pictures import Preprocessing
@@ -60,6 +61,10 @@ def load_model(source: str) -> Loaded:
     if not isinstance(found, tuple) or len(found) != 4:
         got = f"{len(found)} values" if isinstance(found, tuple) else f"a {type(found).__name__}"
         raise ValueError(f"--model {source}: must give model, parameters, preprocessing and labels, four; got {got}.")
+    try:
+        check_model(found[0])
+    except ValueError as error:
+        raise ValueError(f"--model {source}: {error}") from None
     for value, kind in ((found[2], Preprocessing), (found[3], Labels)):
         if not isinstance(value, kind):
             raise ValueError(

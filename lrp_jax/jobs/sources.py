@@ -231,7 +231,7 @@ class TarShards:
                         and name.suffix.lower() in suffixes
                         and not any(map(is_left_behind, _levels(name)))
                     ):
-                        stem, _, extension = name.name.partition(".")
+                        extension = name.name.partition(".")[2]
                         key, extension = entry.name[: len(entry.name) - len(extension) - 1], extension.lower()
                         if self.member == EVERY_PICTURE:
                             key = entry.name

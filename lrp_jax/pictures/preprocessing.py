@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from PIL import Image
 
-from lrp_jax.checks import check_choice, check_positive, check_truth, pair, set_field
+from lrp_jax.checks import check_choice, check_model, check_positive, check_truth, pair, set_field
 from lrp_jax.labels import Labels
 
 Interpolation = Literal["bilinear", "bicubic", "lanczos", "nearest", "box"]
@@ -154,8 +154,9 @@ def described(model: Any, preprocessing: Preprocessing | None, labels: Labels | 
         labels: as given, or None.
 
     Raises:
-        ValueError: one is not given, and the model has no configuration.
+        ValueError: it is no model; or one is not given, and the model has no configuration.
     """
+    check_model(model)
     config = getattr(model, "config", None)
     pixels, classes = preprocessing or config, labels or config
     if not isinstance(pixels, Preprocessing):

@@ -20,7 +20,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from lrp_jax.checks import listed
+from lrp_jax.checks import check_model, listed
 from lrp_jax.files import DATA, replacing
 from lrp_jax.vit import Params, ViT
 from lrp_jax.vit_config import ViTConfig
@@ -73,6 +73,9 @@ def save(path: str | os.PathLike[str], model: ViT, params: Params) -> None:
     """
     if Path(path).suffix != ".safetensors":
         raise ValueError(f"path must end in .safetensors, got {str(path)!r}.")
+    check_model(model)
+    if not isinstance(model, ViT):
+        raise ValueError(f"only a lrp_jax.ViT is saved, with its parameters; got a {type(model).__name__}.")
     tensors = {k: np.asarray(v) for k, v in flax.traverse_util.flatten_dict(params, sep=".").items()}
     unflatten_params(model, tensors)
     metadata = {"format": _FORMAT, "config": json.dumps(dataclasses.asdict(model.config))}
