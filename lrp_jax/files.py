@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,11 @@ DATA = Path(__file__).parent / "data"
 
 # The mark that a text begins with, and its encoding.
 _MARKS = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+
+
+# What is being written, in any thread.
+_temporary: set[Path] = set()
+_changing = threading.Lock()
 
 
 @contextlib.contextmanager
@@ -32,9 +38,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         OSError: the folder does not exist or cannot be written to.
     """
     target = Path(path)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=target.suffix)
+    with _changing:
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=target.suffix)
+        temporary = Path(name)
+        _temporary.add(temporary)
     os.close(handle)
-    temporary = Path(name)
     try:
         yield temporary
         umask = os.umask(0)
@@ -43,6 +51,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+        _temporary.discard(temporary)
+
+
+def abandon() -> None:
+    """Remove the temporary files of this process, and let it make no more: it is about to end."""
+    _changing.acquire()
+    for path in list(_temporary):
+        path.unlink(missing_ok=True)
 
 
 def read_text(path: str | os.PathLike[str]) -> str:

@@ -239,6 +239,6 @@ def test_every_function_that_takes_a_model_looks_at_it(tmp_path, monkeypatch):
             call()
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text("def load():\n    return (lambda params, images: images), {}, None, None\n")
-    with pytest.raises(ValueError, match="--model mine:load: model must be .*got a function"):
+    with pytest.raises(ValueError, match=r"--model mine:load: model must be .*got a function"):
         load_model("mine:load")
     assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != "") == ["0.png", "mine.py"]

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import jax
 
 from lrp_jax.cli import attribute, compare, conservation, convert, evaluate, explain, export, gallery, methods
-from lrp_jax.cli.console import FAILED, INTERRUPTED, MISUSED, one_line
+from lrp_jax.cli.console import FAILED, MISUSED, one_line
+from lrp_jax.cli.interrupts import ended_by, ending_at_once
 from lrp_jax.version import __version__
 
 _COMMANDS = (explain, compare, conservation, attribute, gallery, methods, evaluate, convert, export)
@@ -24,14 +25,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, everything asked for was done; 1, some images could not be explained (they are named on
         standard error), or the device failed; 2, the command was wrong and nothing was done, or no image could be
-        evaluated; 130, interrupted.
+        evaluated; 130, interrupted; 143, terminated.
     """
     options = _parser().parse_args(arguments)
     try:
-        return options.run(options)
-    except KeyboardInterrupt:
-        print("lrp-jax: interrupted; the files written so far are whole.", file=sys.stderr)
-        return INTERRUPTED
+        with ending_at_once():
+            return options.run(options)
+    except KeyboardInterrupt as error:
+        return ended_by(error)
     except (ImportError, OSError, ValueError) as error:
         print(f"lrp-jax: error: {one_line(error)}", file=sys.stderr)
         return MISUSED

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-#: Exit statuses: some of what was asked for could not be done; the command was wrong; the user ended it.
-FAILED, MISUSED, INTERRUPTED = 1, 2, 130
+#: Exit statuses: some of what was asked for could not be done; the command was wrong.
+FAILED, MISUSED = 1, 2
 _EVERY = 60  # seconds between lines of progress
 
 

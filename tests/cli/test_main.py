@@ -1,8 +1,10 @@
 """What all commands share: errors and exit statuses."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -73,3 +75,51 @@ def test_the_device_fails(monkeypatch, capsys, message):
     error = capsys.readouterr().err
     assert error.startswith(f"lrp-jax: error: {message}")
     assert ("--batch-size" in error) == ("memory" in message)
+
+
+# A command that compiles for minutes: a program that grows by unrolling, so that no Python runs meanwhile.
+COMPILING = """
+import sys, pathlib
+import jax, jax.numpy as jnp
+from lrp_jax import cli
+from lrp_jax.files import replacing
+
+def run(options):
+    def slow(x):
+        for _ in range(3000):
+            x = jnp.sort(jnp.sin(x @ x), axis=0)
+        return x
+    lowered = jax.jit(slow).lower(jnp.ones((8, 8)))
+    with replacing("half.txt") as temporary:
+        temporary.write_text("half")
+        print("compiling", flush=True)
+        lowered.compile()
+
+cli.methods.run = run
+sys.exit(cli.main(["methods"]))
+"""
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_command_that_compiles(tmp_path, number, status):
+    """At once, and nothing half-written stays."""
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMPILING],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    assert process.stdout.readline() == "compiling\n", process.stderr.read()
+    assert names(tmp_path) != []
+    time.sleep(0.5)
+    process.send_signal(number)
+    begun = time.monotonic()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == status, err
+    assert time.monotonic() - begun < 20  # of a busy machine; alone, 0.6
+    assert "the files written so far are whole" in err
+    assert "Traceback" not in err
+    assert names(tmp_path) == []
