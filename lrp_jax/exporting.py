@@ -8,11 +8,14 @@ from typing import Any
 import jax
 import jax.export
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 
 from lrp_jax.attribution import explain, most_probable
 from lrp_jax.checks import check_model
 from lrp_jax.maps import centres, heatmaps
+from lrp_jax.meshes import entered
 from lrp_jax.model import Model, Params, number_of_classes
 from lrp_jax.pictures import Preprocessing
 from lrp_jax.tracing import Traced
@@ -77,7 +80,9 @@ def export(
         return {"logits": found.logits, "targets": found.targets, "relevance": maps}
 
     inputs = [given, jax.ShapeDtypeStruct((batch, classes), jnp.int32)] if takes_targets else [given]
-    return jax.export.export(jax.jit(function), platforms=list(platforms))(*inputs)
+    params = jax.device_get(params)  # they may lie on a mesh of which the function is to know nothing
+    with entered(Mesh(np.asarray(jax.local_devices()[:1]), ("alone",))):
+        return jax.export.export(jax.jit(function), platforms=list(platforms))(*inputs)
 
 
 def _check_top_k(model: Model, params: Params, example: Any, top_k: int, takes_targets: bool) -> None:

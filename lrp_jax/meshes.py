@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 # Before JAX 0.7, axes of meshes are not Explicit unless asked for, and there is no public way out of it.
 _auto_axes: Any = getattr(jax.sharding, "auto_axes", None)
+_set_mesh: Any = getattr(jax, "set_mesh", None) or jax.sharding.use_mesh  # type: ignore[attr-defined]  # 0.6
+
+
+def entered(mesh: Mesh) -> AbstractContextManager[Any]:
+    """Let a mesh be that of what is computed here, whichever the caller has set."""
+    found: AbstractContextManager[Any] = _set_mesh(mesh)
+    return found
 
 
 def automatic(function: Callable[..., Any]) -> Callable[..., Any]:

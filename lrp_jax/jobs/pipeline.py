@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lrp_jax.jobs.sources import Source
 from lrp_jax.jobs.store import Store
 from lrp_jax.jobs.work import Work
+from lrp_jax.meshes import entered
 
 #: Why an image has no map although it can be read.
 NOT_FINITE = "its logits or its map are not finite."
@@ -139,7 +140,7 @@ def run(
         state.seconds = time.perf_counter() - begun
         progress(state)
 
-    with writer:
+    with writer, entered(mesh):
         for batch in _batches(work, places, size, state):
             own = None
             if targets is not None:
