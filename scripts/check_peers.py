@@ -20,11 +20,14 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import timm
-import torch
-import torchvision
-import transformers
-from torch import Tensor, nn
+try:
+    import timm
+    import torch
+    import torchvision
+    import transformers
+    from torch import Tensor, nn
+except ImportError as error:
+    sys.exit(f'{error.name} is needed: pip install torch torchvision timm "transformers==4.52.4", and a peer.')
 
 warnings.filterwarnings("ignore")
 

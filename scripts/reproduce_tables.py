@@ -73,7 +73,7 @@ SEGMENTATION = ("pixel accuracy", "mAP", "mIoU")
 
 
 def cell(summary: Summary, name: str, first: Summary | None = None) -> str:
-    """A figure, half the width of its interval, and whether it is above or below that of the first row, paired."""
+    """A figure, half the width of its interval, and whether it is above or below another's, paired."""
     figure = summary.figures[name]
     text = f"{figure.value:.2f} ± {(figure.high - figure.low) / 2:.2f}"
     if first is None or first is summary:
@@ -128,7 +128,7 @@ class Tables:
     def perturbation(self, dataset: Dataset) -> None:
         """Print table 1."""
         rows, kinds, clean = [], ("positive AUC", "negative AUC"), ""
-        first: dict[str, Summary] = {}
+        first: dict[str, Summary | None] = {}
         for row in self.asked(ROWS):
             cells = []
             for explained in ("predicted", "true"):
@@ -136,7 +136,7 @@ class Tables:
                     cells += ["", ""]  # one map for all classes
                     continue
                 summary = self.run(evaluate.perturbation, row, dataset, explained=explained)
-                beside = first.setdefault(explained, summary)
+                beside = first.setdefault(explained, summary if row == ROWS[0] else None)
                 cells += [cell(summary, kind, beside) for kind in kinds]
             rows.append([row.title, *cells])
             clean = f", clean accuracy {cell(summary, 'clean accuracy')} %"
@@ -160,7 +160,8 @@ class Tables:
     def table(self, title: str, protocol: Protocol, dataset: Dataset, kinds: list[str]) -> None:
         """Print some figures of every method."""
         runs = [(row.title, self.run(protocol, row, dataset)) for row in self.asked(ROWS)]
-        rows = [[called, *(cell(summary, kind, runs[0][1]) for kind in kinds)] for called, summary in runs]
+        beside = runs[0][1] if runs and runs[0][0] == ROWS[0].title else None
+        rows = [[called, *(cell(summary, kind, beside) for kind in kinds)] for called, summary in runs]
         print_table(title, ["method", *kinds], rows)
 
     def ablations(self, masked: Dataset, perturbed: Dataset) -> None:
@@ -219,6 +220,10 @@ def main(arguments: list[str] | None = None) -> None:
     if options.segmentation is not None:
         masked = ImageNetSegmentation(options.segmentation, config, images=options.images)
     tables = Tables(model, params, options)
+    if tables.asked(ROWS[:1]):
+        print(
+            f"\n↑ and ↓: above and below {ROWS[0].title}, where the interval of the paired difference is on one side."
+        )
     tables.perturbation(perturbed)
     tables.segmentation(masked)
     tables.pointing(perturbed)

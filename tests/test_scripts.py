@@ -2,6 +2,8 @@
 
 import dataclasses
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +31,18 @@ def test_tables_of_an_imagenet_folder(single, imagenet, masked, tmp_path, capsys
     for title in ("raw attention", "LRP rollout"):
         assert out.count(f"| {title} |") == 3
     assert out.count("| without the gradient |") == 1
+    assert not {"↑", "↓"} & set(out)  # they compare with transformer attribution, which was not asked for
     tables(list(map(str, words)))
     assert capsys.readouterr().out == out
+
+
+def test_peers_without_pytorch():
+    script = str(SCRIPTS / "check_peers.py")
+    block = f"import sys, runpy; sys.modules['timm'] = None; runpy.run_path({script!r}, run_name='__main__')"
+    ran = subprocess.run([sys.executable, "-c", block, "--help"], capture_output=True, text=True)
+    assert ran.returncode == 1
+    assert ran.stderr.count("\n") == 1
+    assert "is needed: pip install torch" in ran.stderr
 
 
 def test_candidates_on_composites(single, tmp_path, capsys, monkeypatch):

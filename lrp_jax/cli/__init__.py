@@ -10,7 +10,7 @@ import jax
 
 from lrp_jax.cli import attribute, compare, conservation, convert, evaluate, explain, export, gallery, methods
 from lrp_jax.cli.console import FAILED, MISUSED, one_line
-from lrp_jax.cli.interrupts import Watch, number_of
+from lrp_jax.cli.interrupts import Watch
 from lrp_jax.version import __version__
 
 _COMMANDS = (explain, compare, conservation, attribute, gallery, methods, evaluate, convert, export)
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with watch:
             return options.run(options)
     except KeyboardInterrupt as error:
-        return watch.say(number_of(error))
+        return watch.end(error)
     except (ImportError, OSError, ValueError) as error:
         print(f"lrp-jax: error: {one_line(error)}", file=sys.stderr)
         return MISUSED

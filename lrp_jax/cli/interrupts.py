@@ -16,16 +16,24 @@ _GRACE = 0.5  # seconds that Python has to end by itself, after which it is ende
 _SAID = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
-class TerminatedError(KeyboardInterrupt):
-    """SIGTERM came."""
+class SignalledError(KeyboardInterrupt):
+    """A signal came.
+
+    Attributes:
+        number: which.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
 
 
 class Watch:
     """Ends the process soon after SIGINT or SIGTERM, with status 130 or 143; a context, for the main thread.
 
-    Python raises KeyboardInterrupt when the main thread is back from what it called, which may take a minute, and then
-    waits for other threads before it ends. So another thread, which sees the signal at once, gives it half a second. An
-    interactive session goes on, if it can.
+    Python raises KeyboardInterrupt when the main thread is back from what it called, which may take a minute, and at
+    its end it waits for a compilation that runs. So another thread sees the signal at once, gives the command half a
+    second to clean up, and ends the process. An interactive session goes on, if the command ends in that time.
     """
 
     def __init__(self) -> None:
@@ -37,22 +45,34 @@ class Watch:
             return  # signals are the main thread's
         self._writing.setblocking(False)
         self._before = signal.set_wakeup_fd(self._writing.fileno(), warn_on_full_buffer=False)
-        self._terminated = signal.getsignal(signal.SIGTERM)
-        if self._terminated == signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, _terminate)
+        handlers = {number: signal.getsignal(number) for number in _SAID}
+        usual = (signal.SIG_DFL, signal.default_int_handler)
+        self._handlers = {number: handler for number, handler in handlers.items() if handler in usual}
+        for number in self._handlers:
+            signal.signal(number, _signalled)
         threading.Thread(target=self._watch, daemon=True).start()
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
-        if not interrupted or hasattr(sys, "ps1"):
-            self._done.set()
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
         if threading.current_thread() is threading.main_thread():
             signal.set_wakeup_fd(self._before)
-            signal.signal(signal.SIGTERM, self._terminated)
+            for number, handler in self._handlers.items():
+                signal.signal(number, handler)
         self._writing.close()  # which ends the thread
 
-    def say(self, number: int) -> int:
-        """Say, once, that a signal ended the command; the exit status, as shells have it."""
+    def end(self, error: KeyboardInterrupt) -> int:
+        """Say what ended the command, and end the process, if it was a signal; else the exit status."""
+        if not isinstance(error, SignalledError):
+            return self._say(signal.SIGINT)
+        status = self._say(error.number)
+        if not hasattr(sys, "ps1"):
+            if sys.stdout is not None:
+                sys.stdout.flush()
+            os._exit(status)
+        return status
+
+    def _say(self, number: int) -> int:
+        """Say it once; the exit status, as shells have it."""
         if self._silent.acquire(blocking=False):
             said = _SAID[signal.Signals(number)]
             print(f"lrp-jax: {said}; the files written so far are whole.", file=sys.stderr, flush=True)
@@ -66,13 +86,8 @@ class Watch:
                     abandon()
                     if sys.stderr.isatty():
                         sys.stderr.write("\x1b[?25h\n")  # the cursor, which a bar hides
-                    os._exit(self.say(number))
+                    os._exit(self._say(number))
 
 
-def number_of(error: KeyboardInterrupt) -> int:
-    """The signal that raised it."""
-    return signal.SIGTERM if isinstance(error, TerminatedError) else signal.SIGINT
-
-
-def _terminate(number: int, _: FrameType | None) -> NoReturn:
-    raise TerminatedError
+def _signalled(number: int, _: FrameType | None) -> NoReturn:
+    raise SignalledError(number)

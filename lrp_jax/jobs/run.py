@@ -139,6 +139,7 @@ def _opened(
     if not store.is_of(names):
         work.source = _of_store(store, work.source)
     store.keep_names(work.source.names)
+    store.consolidate()
     return store
 
 

@@ -13,7 +13,8 @@ Letters: n images, K targets an image, C classes. The group's attribute ``lrp_ja
 | ``reasons`` | bytes ``[n, 256]`` | why it could not |
 | ``bytes`` | int64 ``[n]`` | the length of its file, by which a picture that has changed is noticed |
 
-The group is written first, by one of the processes that begin it, and says what all of them do. A shard's status is
+The group is written first, by one of the processes that begin it, and says what all of them do; what the arrays are is
+added when they are made (zarr's consolidated metadata, which xarray looks for). A shard's status is
 written when everything else of it is durable: what is marked is there.
 """
 
@@ -158,6 +159,20 @@ class Store:
         if not self.is_of(self.names()):
             width = self.about["arrays"]["names"]["row"][0]
             self._done(self._arrays["names"].write(_texts(names, width)))
+
+    def consolidate(self) -> None:
+        """Write what the arrays are into the group as well, where readers look for it; they never change.
+
+        Every process may do this: all write the same, whole.
+        """
+        found = self._done(self._base.read(_GROUP))
+        group = json.loads(found.value)
+        if "consolidated_metadata" not in group:
+            read = {name: self._base.read(f"{name}/{_GROUP}") for name in self._arrays}
+            arrays = {name: json.loads(self._done(future).value) for name, future in read.items()}
+            told = {"kind": "inline", "must_understand": False, "metadata": arrays}
+            data = json.dumps(group | {"consolidated_metadata": told}, indent=1).encode()
+            self._done(self._base.write(_GROUP, data, if_equal=found.stamp.generation))
 
     def names(self) -> list[str]:
         """Of the images."""
