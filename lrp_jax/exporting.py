@@ -1,8 +1,9 @@
-"""Maps without this library: a function in StableHLO, for any batch, that JAX alone can load and call."""
+"""Maps without this library: a function in StableHLO, for any batch, that JAX can load and call, with flatbuffers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -35,11 +36,12 @@ def export(
     example: Any = None,
     **options: Any,
 ) -> jax.export.Exported:
-    """Make a function of images, parameters and method included, that needs nothing but JAX.
+    """Make a function of images, parameters and method included, that does not need this library.
 
-    ``path.write_bytes(export(...).serialize())`` keeps it (serialising needs the extra ``export``), and elsewhere
-    ``jax.export.deserialize(path.read_bytes()).call(images)`` gives a mapping of ``logits`` ``[B, C]``, ``targets``
-    ``[B, K]`` and ``relevance``, as of :class:`lrp_jax.Explanation`, for any number of images, under ``jit`` as well.
+    ``path.write_bytes(export(...).serialize())`` keeps it (serialising needs the extra ``export``), and elsewhere, with
+    jax and flatbuffers, ``jax.export.deserialize(path.read_bytes()).call(images)`` gives a mapping of ``logits``
+    ``[B, C]``, ``targets`` ``[B, K]`` and ``relevance``, as of :class:`lrp_jax.Explanation`, for any number of images,
+    under ``jit`` as well.
 
     Args:
         model: the model.
@@ -60,9 +62,7 @@ def export(
     Raises:
         ValueError: an argument is wrong, or nothing says what the model takes.
     """
-    check_model(model)
-    if not platforms or not set(platforms) <= set(PLATFORMS):
-        raise ValueError(f"platforms must be some of {', '.join(PLATFORMS)}; got {', '.join(platforms) or 'none'}.")
+    _check(model, platforms)
     batch, classes = jax.export.symbolic_shape("batch, classes")
     example = _example(model, example)
     _check_top_k(model, params, example, top_k, takes_targets)
@@ -79,10 +79,29 @@ def export(
             maps = heatmaps(maps, (images.shape[1], images.shape[2]), centres=centres(model))
         return {"logits": found.logits, "targets": found.targets, "relevance": maps}
 
-    inputs = [given, jax.ShapeDtypeStruct((batch, classes), jnp.int32)] if takes_targets else [given]
-    params = jax.device_get(params)  # they may lie on a mesh of which the function is to know nothing
-    with entered(Mesh(np.asarray(jax.local_devices()[:1]), ("alone",))):
+    inputs = [given, *[jax.ShapeDtypeStruct((batch, classes), jnp.int32)] * takes_targets]
+    params = jax.device_get(params)
+    with _apart():
         return jax.export.export(jax.jit(function), platforms=list(platforms))(*inputs)
+
+
+@contextlib.contextmanager
+def _apart() -> Iterator[None]:
+    """Leave what is of this machine out of programs: the mesh of its devices, and the paths of its source files."""
+    option = "jax_hlo_source_file_canonicalization_regex"
+    before = getattr(jax.config, option)
+    jax.config.update(option, ".*")
+    try:
+        with entered(Mesh(np.asarray(jax.local_devices()[:1]), ("alone",))):
+            yield
+    finally:
+        jax.config.update(option, before)
+
+
+def _check(model: Model, platforms: Sequence[str]) -> None:
+    check_model(model)
+    if not platforms or not set(platforms) <= set(PLATFORMS):
+        raise ValueError(f"platforms must be some of {', '.join(PLATFORMS)}; got {', '.join(platforms) or 'none'}.")
 
 
 def _check_top_k(model: Model, params: Params, example: Any, top_k: int, takes_targets: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import errno
 import importlib
 import os
 import tempfile
@@ -38,20 +39,40 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         OSError: the folder does not exist or cannot be written to.
     """
     target = Path(path)
-    with _changing:
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=target.suffix)
-        temporary = Path(name)
-        _temporary.add(temporary)
-    os.close(handle)
+    with naming(target):
+        with _changing:
+            handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=target.suffix)
+            temporary = Path(name)
+            _temporary.add(temporary)
+        os.close(handle)
+        try:
+            yield temporary
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)  # mkstemp's files are private
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+            _temporary.discard(temporary)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let errors of what is written say which file it is: those of a full disk name none.
+
+    Args:
+        path: the file.
+
+    Raises:
+        OSError: as it was raised, with the name, unless it names another file already.
+    """
     try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp's files are private
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-        _temporary.discard(temporary)
+        yield
+    except OSError as error:
+        named = error.filename
+        if named is not None and not Path(os.fsdecode(named)).name.startswith(f".{path.stem}-"):  # a temporary file
+            raise
+        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
 
 
 def abandon() -> None:

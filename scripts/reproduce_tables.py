@@ -221,9 +221,7 @@ def main(arguments: list[str] | None = None) -> None:
         masked = ImageNetSegmentation(options.segmentation, config, images=options.images)
     tables = Tables(model, params, options)
     if tables.asked(ROWS[:1]):
-        print(
-            f"\n↑ and ↓: above and below {ROWS[0].title}, where the interval of the paired difference is on one side."
-        )
+        print(f"\n↑ and ↓: above and below {ROWS[0].title}, where the paired difference's interval leaves 0 out.")
     tables.perturbation(perturbed)
     tables.segmentation(masked)
     tables.pointing(perturbed)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +56,8 @@ def test_an_exported_function_runs_without_the_library(tmp_path):
     exported = lrp_jax.export(model, params, takes_targets=True, start_layer=1, upsample=True, example=example)
     assert exported.platforms == ("cpu", "cuda", "tpu")
     (tmp_path / "maps").write_bytes(exported.serialize())
+    for folder in (Path(lrp_jax.__file__).parent, Path(__file__).parent, Path(jax.__file__).parent):
+        assert str(folder).encode() not in (tmp_path / "maps").read_bytes()
     found = alone(tmp_path / "maps", tmp_path, images=images, targets=targets)
     for i, b in enumerate((1, 3)):
         expected = lrp_jax.explain(model, params, images[:b], targets[:b], start_layer=1)
@@ -103,7 +106,10 @@ def test_bad_input():
 def test_command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["export", "maps.bin", "--method", "raw_attention", "--platforms", "cpu"]) == 0
-    assert "float32 [B, 64, 64, 3]" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "float32 [B, 64, 64, 3]" in out
+    assert "use (pip install jax flatbuffers): jax.export.deserialize(" in out
+    assert str(Path(lrp_jax.__file__).parent).encode() not in (tmp_path / "maps.bin").read_bytes()
     model, params = lrp_jax.load("demo")
     images = small_images(2, jnp.float32, (64, 64, 3))
     found = jax.export.deserialize((tmp_path / "maps.bin").read_bytes()).call(images)

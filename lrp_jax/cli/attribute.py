@@ -160,9 +160,7 @@ def _print_report(out: str, report: Report) -> None:
     print(f"{out}: {state.explained:,} images explained{rate}{_waits(state)}")
     print(f"{state.done:,} of {state.total:,} images are done", end="")
     print(f", {report.remaining:,} are left to other processes" if report.remaining else "")
-    print(
-        f"read it: zarr.open_group({out!r}, mode='r'), or xarray.open_zarr({out!r}); pip install zarr, or xarray zarr"
-    )
+    print(f"read: zarr.open_group({out!r}, mode='r') after pip install zarr, or xarray.open_zarr({out!r})")
     for name, reason in report.failures[:_NAMED]:
         print(f"lrp-jax: failed: {name}: {reason}", file=sys.stderr)
     if report.failures:

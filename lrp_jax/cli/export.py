@@ -19,9 +19,11 @@ def add(commands: Any) -> None:
     """Add the command to the parser."""
     command = commands.add_parser(
         "export",
-        help="write model and method as one function that needs nothing but JAX",
+        help="write model and method as one function that runs without this library",
         description="Write model and method as one function of images, in StableHLO, for any batch, that JAX loads "
-        "without this library: jax.export.deserialize. Needs the extra export.",
+        "without this library: jax.export.deserialize, which needs flatbuffers (pip install jax flatbuffers). This JAX "
+        "and newer ones read the file for six months; older ones may not read it, and JAX cannot write for an older "
+        "one: export with the oldest that is to read it. Needs the extra export.",
     )
     command.set_defaults(run=run)
     command.add_argument("destination", type=Path, metavar="DEST", help="the file to write")
@@ -67,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
         f"images: float32 [B, {shape}], pixels in [0, 1] less mean {preprocessing.mean}, over std {preprocessing.std}"
     )
     print(
-        f"use: jax.export.deserialize(open({str(path)!r}, 'rb').read()).call(images"
+        f"use (pip install jax flatbuffers): jax.export.deserialize(open({str(path)!r}, 'rb').read()).call(images"
         f"{', targets' if options.takes_targets else ''})"
     )
     return 0

@@ -20,13 +20,14 @@ import numpy as np
 from lrp_jax.checks import changed
 from lrp_jax.datasets import Dataset, Sample
 from lrp_jax.evaluate.study import Chosen, Record, Summary
-from lrp_jax.files import replacing
+from lrp_jax.files import naming, replacing
 
 
 def append(folder: Path, settings: Mapping[str, Any], lines: Sequence[Record]) -> None:
     """Write the results of a batch; before the first, what is run."""
     _begin(folder, settings)
-    with (folder / "results.jsonl").open("a") as file:
+    results = folder / "results.jsonl"
+    with naming(results), results.open("a") as file:
         file.write(_json_lines(lines))
 
 

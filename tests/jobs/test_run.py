@@ -83,6 +83,10 @@ def test_maps_are_those_of_explain(place, settings):
     assert about["labels"]["num_classes"] == 5
     assert group["relevance"].metadata.dimension_names == ("image", "target", "row", "column")
     assert group["relevance"].shards[0] == 2
+    consolidated = zarr.open_consolidated(place / "maps.zarr", mode="r")
+    for name, array in zarr.open_group(place / "maps.zarr", mode="r", use_consolidated=False).arrays():
+        assert repr(consolidated[name].metadata) == repr(array.metadata)
+    assert len(list(consolidated.arrays())) == len(list(group.arrays()))
 
 
 @pytest.mark.parametrize("method", ["transformer_attribution", "full_lrp"])
