@@ -1,4 +1,4 @@
-"""Files whole or not at all, text of any writer, and modules that are there or not."""
+"""Files whole or not at all, arrays as files hold them, text of any writer, and modules that are there or not."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 #: The files that come with the package.
 DATA = Path(__file__).parent / "data"
 
@@ -23,6 +25,22 @@ _MARKS = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 # What is being written, in any thread.
 _temporary: set[Path] = set()
 _changing = threading.Lock()
+
+
+def plain(array: Any) -> np.ndarray:
+    """Give an array in C order and native byte order, as files hold it.
+
+    Formats that keep the memory under an array, as safetensors 0.8 does, would scramble any other: transposed, strided,
+    broadcast, in Fortran order or of the other byte order.
+
+    Args:
+        array: of NumPy, of JAX, or a number.
+
+    Returns:
+        The same values; the array itself, where it is plain already.
+    """
+    values = np.asarray(array)
+    return values.astype(values.dtype.newbyteorder("="), order="C", copy=False)
 
 
 @contextlib.contextmanager

@@ -183,3 +183,29 @@ def case(name):
 def starts(name, **fields):
     weights, heads, _, _ = case(name)
     return [note.split(";")[0] for note in convert_with_summary(weights, **(heads | fields)).notes]
+
+
+def google(seed=0, depth=2):
+    """Random weights of Google's names, as a tree: 16 channels, two heads, three classes."""
+    rng = np.random.default_rng(seed)
+
+    def drawn(*shape):
+        return rng.normal(size=shape).astype(np.float32)
+
+    def norm():
+        return {"scale": drawn(16), "bias": drawn(16)}
+
+    def dense(rows, cols):
+        return {"kernel": drawn(rows, cols), "bias": drawn(cols)}
+
+    def block():
+        attention = {name: {"kernel": drawn(16, 2, 8), "bias": drawn(2, 8)} for name in ("query", "key", "value")}
+        attention["out"] = {"kernel": drawn(2, 8, 16), "bias": drawn(16)}
+        mlp = {"Dense_0": dense(16, 32), "Dense_1": dense(32, 16)}
+        norms = {"LayerNorm_0": norm(), "LayerNorm_2": norm()}
+        return {**norms, "MultiHeadDotProductAttention_1": attention, "MlpBlock_3": mlp}
+
+    blocks = {f"encoderblock_{i}": block() for i in range(depth)}
+    positions = {"posembed_input": {"pos_embedding": drawn(1, 5, 16)}, "encoder_norm": norm()}
+    embedding = {"kernel": drawn(4, 4, 3, 16), "bias": drawn(16)}
+    return {"cls": drawn(1, 1, 16), "embedding": embedding, "Transformer": positions | blocks, "head": dense(16, 3)}

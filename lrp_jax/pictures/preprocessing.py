@@ -16,6 +16,7 @@ from lrp_jax.checks import check_choice, check_model, check_positive, check_trut
 from lrp_jax.labels import Labels
 
 Interpolation = Literal["bilinear", "bicubic", "lanczos", "nearest", "box"]
+_LARGEST = 16  # times the image: what a file promises is allotted for each picture
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,8 @@ class Preprocessing:
             set_field(self, "resize", pair("resize", self.resize))
             if any(r < s for r, s in zip(self.resize, (rows, cols), strict=True)):
                 raise ValueError(f"resize {self.resize} must be at least image_size {(rows, cols)} in both directions.")
+        if self.resize is not None and max(pair("resize", self.resize)) > _LARGEST * max(rows, cols):
+            raise ValueError(f"resize ({self.resize}) must be at most {_LARGEST} times image_size {(rows, cols)}.")
         if not self.crop and self.resize != (rows, cols):
             raise ValueError(f"without crop, resize must be image_size {(rows, cols)}, got {self.resize}.")
 

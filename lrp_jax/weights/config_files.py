@@ -30,6 +30,7 @@ from lrp_jax.weights.families import IMAGENET
 from lrp_jax.weights.told import OPEN, PICTURES, Enlarge, Told
 
 _CONFIG, _PROCESSOR = "config.json", "preprocessor_config.json"
+_MOST_CLASSES = 1_000_000
 
 
 def read_config_files(folder: Path, given: frozenset[str] = frozenset()) -> Told:
@@ -124,6 +125,8 @@ def _class_names(origin: str, names: Mapping[int, str], count: int, reading: _Re
         return
     if max(names) >= count:
         raise ValueError(f"{origin} names class {max(names)}, expected the numbers 0 to {count - 1}.")
+    if count > _MOST_CLASSES:  # each of them is named below
+        raise ValueError(f"{origin} is of {count:,} classes, expected at most {_MOST_CLASSES:,}.")
     reading.told.tell(f"{origin} has {count} names", num_classes=count)
     if not all(re.fullmatch(r"LABEL_\d+", name) for name in names.values()):
         reading.told.tell(origin, class_names=tuple(names.get(i, f"class {i}") for i in range(count)))

@@ -46,7 +46,12 @@ def shown_by(family: str, weights: Weights, heads: int | None, notes: list[str])
         return weights[name].shape
 
     width, channels, *patch = shape("patch_embed.proj.weight", 4)
-    positions = shape("pos_embed", 3)[1]
+    ones, positions, _ = shape("pos_embed", 3)
+    if ones != 1:
+        raise ValueError(f"pos_embed (timm's name) has the shape {weights['pos_embed'].shape}, expected 1 of them.")
+    blocks = {int(name.split(".")[1]) for name in weights if name.startswith("blocks.")}
+    if missing := set(range(len(blocks))) - blocks:  # not up to the highest, which a name may put at a billion
+        raise ValueError(f"source lacks block {min(missing)}, and has block {max(blocks)}.")
     hidden, back = shape("blocks.0.mlp.fc1.weight", 2)[0], shape("blocks.0.mlp.fc2.weight", 2)[1]
     for name in ("cls_token", "dist_token", "reg_token", "attn_pool.latent"):
         if name in weights:
@@ -63,7 +68,7 @@ def shown_by(family: str, weights: Weights, heads: int | None, notes: list[str])
         "patch_size": tuple(patch),
         "channels": channels,
         "width": width,
-        "depth": 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("blocks.")),
+        "depth": len(blocks),
         "mlp_dim": back,
         "swiglu": hidden == 2 * back,
         "qkv_bias": "blocks.0.attn.qkv.bias" in weights,

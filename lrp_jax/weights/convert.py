@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from lrp_jax.checks import listed, pair
@@ -33,8 +34,11 @@ from lrp_jax.weights.families import FAMILIES, PREPROCESSING, Family, from_flax
 from lrp_jax.weights.native import unflatten_params
 from lrp_jax.weights.nests import contents, find
 from lrp_jax.weights.parameters import parameters_of
+from lrp_jax.weights.pickles import Placeholder
 from lrp_jax.weights.readers import read_weights
 from lrp_jax.weights.told import PICTURES, Told
+
+_ADAPTERS = r"(?i)(?:^|[./_])(?:lora|ia3|oft|vera)[./_]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,18 +125,27 @@ def convert_with_summary(
         tree = read_weights(source)
         told = read_config_files(Path(source).parent, given)
     found = find(tree, [it.sign for it in FAMILIES.values()], key)
+    names = list(found.arrays) if found else contents(tree)
+    if adapters := [name for name in names if re.search(_ADAPTERS, name)]:
+        raise ValueError(
+            f"source holds adapters of a model (LoRA and the like: {listed(adapters, 2)}): merge them into the model "
+            "first, in PEFT by model.merge_and_unload(), save it, and give that."
+        )
     if found is None:
         raise ValueError(
             "source does not hold a Vision Transformer that is known here, of "
-            f"{', '.join(it.title for it in FAMILIES.values())}; it holds {listed(contents(tree), 5) or 'nothing'}."
+            f"{', '.join(it.title for it in FAMILIES.values())}; it holds {listed(names, 5) or 'nothing'}."
         )
     if family is None:
-        family = next(f for f, it in FAMILIES.items() if any(re.fullmatch(it.sign, name) for name in found.arrays))
+        names += found.others
+        family = next(f for f, it in FAMILIES.items() if any(re.fullmatch(it.sign, name) for name in names))
+    _check_others(FAMILIES[family], found.others)
     arrays = _unscanned(found.arrays)
+    notes = found.notes
     weights, ignored = _translate(FAMILIES[family], arrays)
+    _widen(weights, notes)
     preset = preprocessing or next(name for names, name in FAMILIES[family].preprocessing if names <= weights.keys())
     _bring_into_form(weights)
-    notes = found.notes
     shown = shown_by(family, weights, _heads(arrays), notes)
     check_agreement(told, shown, given)
     grid = told_grid(told, shown)
@@ -145,11 +158,21 @@ def convert_with_summary(
     return Conversion(model, unflatten_params(model, parameters), family, ignored, notes)
 
 
+def _check_others(family: Family, others: Mapping[str, Any]) -> None:
+    """Refuse what is no array and stands where a weight belongs."""
+    for name, leaf in others.items():
+        if any(re.fullmatch(pattern, name) for pattern, _ in family.names):
+            kind = leaf.origin if isinstance(leaf, Placeholder) else type(leaf).__name__
+            raise ValueError(f"{name} is a {kind}, which is not read: weights must be arrays.")
+
+
 def _unscanned(arrays: Weights) -> Weights:
     """With the blocks of a scan one by one."""
     scanned = "Transformer/encoderblock/"
     single = {name: array for name, array in arrays.items() if not name.startswith(scanned)}
     for name in arrays.keys() - single.keys():
+        if not arrays[name].size:
+            raise ValueError(f"{name} has the unexpected shape {arrays[name].shape}.")
         rest = name.removeprefix(scanned)
         single |= {f"Transformer/encoderblock_{i}/{rest}": layer for i, layer in enumerate(arrays[name])}
     return single
@@ -191,6 +214,18 @@ def _translate(family: Family, arrays: Weights) -> tuple[Weights, list[str]]:
     return weights, ignored
 
 
+def _widen(weights: Weights, notes: list[str]) -> None:
+    """Give numbers of 8 bits, with which nothing is computed here, the dtype of the other weights; in place."""
+    floating = {name: array.dtype for name, array in weights.items() if jnp.issubdtype(array.dtype, jnp.floating)}
+    narrow = {name: dtype for name, dtype in floating.items() if dtype.itemsize < 2}
+    if narrow:
+        others = [dtype for name, dtype in floating.items() if name not in narrow]
+        widest = max(others, key=lambda dtype: dtype.itemsize, default=np.dtype(np.float32))
+        weights.update({name: weights[name].astype(widest) for name in narrow})
+        kinds = ", ".join(sorted({str(dtype) for dtype in narrow.values()}))
+        notes.append(f"{len(narrow)} arrays of {kinds} become {widest}, their values unchanged")
+
+
 def _bring_into_form(weights: Weights) -> None:
     """Pack what timm has in one array, and multiply layer scale into the product before it; in place."""
     for name in list(weights):
@@ -210,7 +245,12 @@ def _bring_into_form(weights: Weights) -> None:
         product = re.sub(r"ls1\.gamma$", "attn.proj", re.sub(r"ls2\.gamma$", "mlp.fc2", name))
         for kind in ("weight", "bias"):
             scaled = weights.get(f"{product}.{kind}")
-            if scaled is not None and gamma.shape == scaled.shape[:1]:
+            if scaled is not None:
+                if gamma.shape != scaled.shape[:1]:
+                    raise ValueError(
+                        f"{name} (timm's name) has the shape {gamma.shape}, expected {scaled.shape[:1]}, the outputs "
+                        f"of {product}."
+                    )
                 scale = gamma.reshape(-1, *[1] * (scaled.ndim - 1)).astype(np.promote_types(gamma.dtype, scaled.dtype))
                 weights[f"{product}.{kind}"] = scaled * scale
     if "head_dist.weight" in weights and "head.weight" in weights:

@@ -21,12 +21,20 @@ import safetensors
 import safetensors.numpy
 
 from lrp_jax.checks import check_model, listed
-from lrp_jax.files import DATA, replacing
+from lrp_jax.files import DATA, plain, replacing
 from lrp_jax.vit import Params, ViT
 from lrp_jax.vit_config import ViTConfig
 
 _FORMAT = "lrp_jax.vit.1"
 _DEMO = DATA / "demo.safetensors"
+# safetensors gives NumPy no float8. F4 and F6, several numbers in the bytes of one, are not read.
+_DTYPES: dict[str, Any] = {
+    **{"BOOL": np.bool_, "U8": np.uint8, "U16": np.uint16, "U32": np.uint32, "U64": np.uint64},
+    **{"I8": np.int8, "I16": np.int16, "I32": np.int32, "I64": np.int64},
+    **{"BF16": jnp.bfloat16, "F16": np.float16, "F32": np.float32, "F64": np.float64, "C64": np.complex64},
+    **{"F8_E4M3": jnp.float8_e4m3fn, "F8_E5M2": jnp.float8_e5m2, "F8_E8M0": jnp.float8_e8m0fnu},
+    **{"F8_E4M3FNUZ": jnp.float8_e4m3fnuz, "F8_E5M2FNUZ": jnp.float8_e5m2fnuz},
+}
 
 
 def load(source: str | os.PathLike[str]) -> tuple[ViT, Params]:
@@ -76,11 +84,14 @@ def save(path: str | os.PathLike[str], model: ViT, params: Params) -> None:
     check_model(model)
     if not isinstance(model, ViT):
         raise ValueError(f"only a lrp_jax.ViT is saved, with its parameters; got a {type(model).__name__}.")
-    tensors = {k: np.asarray(v) for k, v in flax.traverse_util.flatten_dict(params, sep=".").items()}
+    tensors = {k: plain(v) for k, v in flax.traverse_util.flatten_dict(params, sep=".").items()}
     unflatten_params(model, tensors)
     metadata = {"format": _FORMAT, "config": json.dumps(dataclasses.asdict(model.config))}
     with replacing(path) as temporary:
-        safetensors.numpy.save_file(tensors, temporary, metadata)
+        try:
+            safetensors.numpy.save_file(tensors, temporary, metadata)
+        except safetensors.SafetensorError as error:  # a full disk too
+            raise OSError(f"{path} cannot be written: {error}.") from error
 
 
 def unflatten_params(model: ViT, tensors: Mapping[str, np.ndarray]) -> Params:
@@ -96,20 +107,38 @@ def unflatten_params(model: ViT, tensors: Mapping[str, np.ndarray]) -> Params:
     Raises:
         ValueError: names are missing or unexpected, or an array has the wrong shape, is not floating or not finite.
     """
-    image = jax.ShapeDtypeStruct(model.config.image_shape, jnp.float32)
-    expected = flax.traverse_util.flatten_dict(jax.eval_shape(model.init, jax.random.key(0), image)["params"], sep=".")
+    expected = _expected(model)
     problems = [f"missing {name}" for name in expected if name not in tensors]
     problems += [f"unexpected {name}" for name in tensors if name not in expected]
-    for name in expected.keys() & tensors.keys():
-        if tensors[name].shape != expected[name].shape:
-            problems.append(f"{name} has the shape {tensors[name].shape}, expected {expected[name].shape}")
-        elif not jnp.issubdtype(tensors[name].dtype, jnp.floating):
-            problems.append(f"{name} is {tensors[name].dtype}, expected floating point")
-        elif not np.isfinite(tensors[name]).all():
+    for name in (name for name in expected if name in tensors):
+        if tensors[name].shape != expected[name]:
+            problems.append(f"{name} has the shape {tensors[name].shape}, expected {expected[name]}")
+        elif not jnp.issubdtype(tensors[name].dtype, jnp.floating) or tensors[name].dtype.itemsize < 2:
+            problems.append(f"{name} is {tensors[name].dtype}, expected floating point of 16 bits or more")
+        elif not _is_finite(tensors[name]):
             problems.append(f"{name} holds NaN or infinite values")
     if problems:
         raise ValueError("the parameters do not fit the configuration: " + listed(problems))
     return flax.traverse_util.unflatten_dict({k: jnp.asarray(v) for k, v in tensors.items()}, sep=".")
+
+
+def _is_finite(array: np.ndarray) -> bool:
+    """Whether an array is finite as JAX keeps it: of 64 bits in 32, unless ``jax_enable_x64`` is set."""
+    with np.errstate(over="ignore"):
+        return bool(np.isfinite(array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)).all())
+
+
+def _expected(model: ViT) -> dict[str, tuple[int, ...]]:
+    """The shapes of a model's parameters, at the cost of one block: a header may promise a billion."""
+    config = model.config
+    one = model.clone(config=dataclasses.replace(config, depth=1))
+    image = jax.ShapeDtypeStruct(config.image_shape, jnp.float32)
+    try:
+        found = jax.eval_shape(one.init, jax.random.key(0), image)["params"]
+    except (TypeError, OverflowError) as error:
+        raise ValueError(f"the configuration has sizes that no array has: {config}.") from error
+    shapes = {name: found.shape for name, found in flax.traverse_util.flatten_dict(found, sep=".").items()}
+    return {k: (config.depth, *v[1:]) if k.startswith("blocks.") else v for k, v in shapes.items()}
 
 
 def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -125,10 +154,20 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], d
         OSError: there is no such file, or it cannot be read.
         ValueError: it is damaged or of another format.
     """
-    with Path(path).open("rb"):  # for the operating system's own words on what cannot be opened
-        pass
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in list(file.keys())}, file.metadata() or {}
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is not a readable .safetensors file: {error}") from error
+    with Path(path).open("rb") as file:
+        try:
+            with safetensors.safe_open(path, framework="numpy") as checked:  # that all is there, and nothing twice
+                metadata = checked.metadata() or {}
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{path} is not a readable .safetensors file: {error}") from error
+        start = 8 + int.from_bytes(file.read(8), "little")
+        header: dict[str, dict[str, Any]] = json.loads(file.read(start - 8))
+        header.pop("__metadata__", None)
+        tensors = {}
+        for name, said in header.items():
+            if said["dtype"] not in _DTYPES:
+                raise ValueError(f"{path}: {name} is {said['dtype']}, expected one of {', '.join(_DTYPES)}.")
+            begin, end = said["data_offsets"]
+            file.seek(start + begin)
+            tensors[name] = np.frombuffer(file.read(end - begin), _DTYPES[said["dtype"]]).reshape(said["shape"])
+    return tensors, metadata

@@ -208,9 +208,17 @@ def read_torch_zip(archive: zipfile.ZipFile, names: list[str]) -> Any:
 
 def read_torch_legacy(file: IO[bytes]) -> Any:
     """What a file of older PyTorch holds: pickles, and the storages after them."""
-    magic, _, _ = (_Unpickler(file).load() for _ in range(3))
+    try:
+        magic = _Unpickler(file).load()
+    except Exception:
+        magic = None
     if magic != _LEGACY_MAGIC:
-        raise ValueError("the pickle was not written by torch.save.")
+        raise ValueError(
+            "this is a pickle that torch.save did not write, or a damaged one. Read it with pickle, if you trust it, as "
+            "that runs its code, and give lrp_jax.convert the mapping of names to arrays, or save that as .npz."
+        )
+    for _ in range(2):  # the protocol's version, and facts of the machine
+        _Unpickler(file).load()
     tree = _Unpickler(file).load()
     keys = _Unpickler(file).load()
     sizes = {wanted.key: wanted for wanted in _storages(tree)}
@@ -245,7 +253,7 @@ def _storages(tree: Any) -> list[_Storage]:
 
 
 def _materialise(tree: Any, storage: Callable[[_Storage], np.ndarray]) -> dict[str, Any]:
-    """The tree with arrays for tensors, each mapping once."""
+    """The tree with arrays for tensors, and names for keys."""
     if isinstance(tree, Placeholder):
         raise ValueError(
             f"the file holds a {tree.origin}, which is not read: save a state_dict, with torch or as .safetensors."
@@ -253,21 +261,30 @@ def _materialise(tree: Any, storage: Callable[[_Storage], np.ndarray]) -> dict[s
     if not isinstance(tree, Mapping):
         raise ValueError(f"the file holds a {type(tree).__name__}, expected tensors by name, as of a state_dict.")
     whole: dict[str, Any] = {}
-    seen: set[int] = set()
-    stack = [(tree, whole)]
+    copies = {id(tree): whole}  # of nests that the tree keeps: a file may name one twice, or within itself
+    stack: list[Any] = [tree]
     while stack:
-        mapping, copy = stack.pop()
-        seen.add(id(mapping))
-        for name, value in mapping.items():
+        mapping = stack.pop()
+        copy = copies[id(mapping)]
+        for key, value in mapping.items() if isinstance(mapping, Mapping) else enumerate(mapping):
+            name = str(key)
+            if name in copy:
+                raise ValueError(f"the file holds {name} twice, as text and as a number.")
             if isinstance(value, _Tensor):
-                copy[str(name)] = _array(str(name), value, storage)
-            elif not isinstance(value, Mapping):
-                copy[str(name)] = value
-            elif id(value) not in seen:
-                inner: dict[str, Any] = {}
-                copy[str(name)] = inner
-                stack.append((value, inner))
+                copy[name] = _array(name, value, storage)
+            elif not _is_nest(value):
+                copy[name] = value
+            else:
+                if id(value) not in copies:
+                    copies[id(value)] = {}
+                    stack.append(value)
+                copy[name] = copies[id(value)]
     return whole
+
+
+def _is_nest(value: Any) -> bool:
+    is_list = isinstance(value, list | tuple) and not isinstance(value, _Storage)
+    return isinstance(value, Mapping) or (is_list and any(isinstance(v, (Mapping, _Tensor)) for v in value))
 
 
 def _array(name: str, tensor: _Tensor, storage: Callable[[_Storage], np.ndarray]) -> np.ndarray:

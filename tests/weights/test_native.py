@@ -1,6 +1,7 @@
 """The native checkpoint: what is written comes back, and what is damaged is named."""
 
 import json
+import resource
 
 import chex
 import jax
@@ -50,6 +51,39 @@ def test_round_trip(tmp_path, model_and_params, dtype):
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
 
 
+LAYOUTS = {
+    "transposed": lambda x: np.ascontiguousarray(x.T).T,
+    "Fortran": np.asfortranarray,
+    "stacked last": lambda x: np.moveaxis(np.stack(list(x), axis=-1), -1, 0),
+    "strided": lambda x: np.repeat(x, 2, axis=-1)[..., ::2],
+    "reversed": lambda x: np.ascontiguousarray(x[..., ::-1])[..., ::-1],
+    "big-endian": lambda x: x.astype(x.dtype.newbyteorder(">")),
+    "big-endian, transposed": lambda x: np.ascontiguousarray(x.T).astype(x.dtype.newbyteorder(">")).T,
+    "read-only": lambda x: np.frombuffer(x.tobytes(), x.dtype).reshape(x.shape),
+    "of JAX": jnp.asarray,
+}
+
+
+@pytest.mark.parametrize(
+    ("layout", "dtype"), [*((name, np.float32) for name in LAYOUTS), ("transposed", jnp.bfloat16), ("Fortran", "f8")]
+)
+def test_whatever_lies_in_memory_the_values_are_saved(tmp_path, model_and_params, layout, dtype):
+    """safetensors 0.8 writes the memory under an array, 0.7 wrote its values."""
+    model, params = model_and_params
+    params = jax.tree.map(lambda p: np.asarray(p.astype(dtype)), params)
+    lrp_jax.save(tmp_path / "model.safetensors", model, jax.tree.map(LAYOUTS[layout], params))
+    _, loaded = lrp_jax.load(tmp_path / "model.safetensors")
+    chex.assert_trees_all_equal(loaded, params)
+    chex.assert_trees_all_equal_dtypes(loaded, params)
+
+
+def test_broadcast_parameters_are_saved(tmp_path, model_and_params):
+    model, params = model_and_params
+    params = jax.tree.map(lambda p: np.broadcast_to(np.float32(0.5), p.shape), params)
+    lrp_jax.save(tmp_path / "model.safetensors", model, params)
+    chex.assert_trees_all_equal(lrp_jax.load(tmp_path / "model.safetensors")[1], params)
+
+
 def rewrite(path, change):
     """Save the file again after ``change(tensors, metadata)``."""
     with safetensors.safe_open(path, framework="numpy") as file:
@@ -65,6 +99,7 @@ def rewrite(path, change):
         (lambda t, m: t.update(extra=np.zeros(1, np.float32)), "unexpected extra"),
         (lambda t, m: t.update({"norm.bias": np.zeros(3, np.float32)}), r"norm.bias has the shape \(3,\), .*\(8,\)"),
         (lambda t, m: t.update({"norm.bias": np.zeros(8, np.int32)}), "norm.bias is int32, expected floating"),
+        (lambda t, m: t.update({"norm.bias": np.zeros(8, jnp.float8_e5m2)}), "norm.bias is float8_e5m2, .* 16 bits"),
         (lambda t, m: t.update({"norm.bias": np.full(8, np.nan, np.float32)}), "norm.bias holds NaN"),
         (lambda t, m: m.update(config="[" * 100_000), "damaged configuration"),
         (lambda t, m: m.pop("format"), "format is None, expected 'lrp_jax.vit.1'.*lrp_jax.convert"),
@@ -76,6 +111,22 @@ def rewrite(path, change):
 def test_damage_is_named(saved, change, message):
     rewrite(saved, change)
     with pytest.raises(ValueError, match=message):
+        lrp_jax.load(saved)
+
+
+@pytest.mark.parametrize("size", [10**9, 2**63, 10**30])
+@pytest.mark.parametrize("field", ["depth", "num_classes", "width", "mlp_dim", "prefix_tokens", "channels", "resize"])
+def test_a_header_that_promises_too_much_is_refused_by_what_is_there(saved, field, size):
+    def promise(_, metadata):
+        config = json.loads(metadata["config"]) | {field: size}
+        if field in ("channels", "num_classes"):
+            config |= {"mean": [0.5], "class_names": []}
+        if field == "width":
+            config["num_heads"] = size
+        metadata["config"] = json.dumps(config)
+
+    rewrite(saved, promise)
+    with pytest.raises(ValueError, match=r"model\.safetensors.*(do not fit the conf|sizes that no array|must be at most)"):
         lrp_jax.load(saved)
 
 
@@ -102,6 +153,22 @@ def test_save_refuses_what_does_not_fit(tmp_path, model_and_params):
     with pytest.raises(FileNotFoundError):
         lrp_jax.save(tmp_path / "none" / "model.safetensors", model, params)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_named(tmp_path, model_and_params):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match=r"model\.safetensors cannot be written: .*File too large"):
+            lrp_jax.save(tmp_path / "model.safetensors", *model_and_params)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "folder.safetensors").mkdir()
+    with pytest.raises(IsADirectoryError) as caught:
+        lrp_jax.save(tmp_path / "folder.safetensors", *model_and_params)
+    assert caught.value.filename == str(tmp_path / "folder.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.safetensors"]
 
 
 def test_a_failed_write_leaves_the_old_file(monkeypatch, saved, model_and_params):

@@ -2,14 +2,21 @@
 
 import json
 import re
+from collections.abc import Mapping
 
 import chex
+import flax.core
+import flax.linen
 import flax.serialization
 import flax.traverse_util
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from helpers import PARITY
+from flax import nnx
+from flax.traverse_util import flatten_dict
+from helpers import PARITY, google
 
 import lrp_jax
 from lrp_jax.weights.convert import convert_with_summary
@@ -92,18 +99,112 @@ def test_the_key_chooses():
 def test_what_is_no_model():
     loop = {}
     loop["model"] = loop
-    for tree in ({}, {"state_dict": {"a": np.ones(1)}}, loop, {"embedding.kernel": np.ones(1)}):
+    for tree in ({}, {"state_dict": {"a": np.ones(1)}}, loop, {"embedding_kernel": np.ones(1)}):
         assert find(tree, SIGNS) is None
     deep = W
     for _ in range(10_000):
         deep = {"a": deep}
-    assert find(deep, SIGNS) is None
+    wide = {}
+    for _ in range(20):
+        wide = {"a": wide, "b": wide, "c": wide}
+    for tree in (deep, wide):
+        with pytest.raises(ValueError, match="nests of more than 64 levels, or 200,000 names"):
+            find(tree, SIGNS)
+
+
+class Anew(Mapping):
+    """Inner mappings made at each look, as FrozenDict and nnx.State make theirs."""
+
+    def __init__(self, tree):
+        self.tree = tree
+
+    def __getitem__(self, name):
+        value = self.tree[name]
+        return Anew(dict(value)) if isinstance(value, dict) else value
+
+    def __iter__(self):
+        return iter(self.tree)
+
+    def __len__(self):
+        return len(self.tree)
+
+
+def linen_boxes(tree):
+    return jax.tree.map(lambda x: flax.linen.Partitioned(jnp.asarray(x), names=(None,)), tree)
+
+
+FORMS = {
+    "made anew": Anew,
+    "frozen": flax.core.freeze,
+    "a dict of frozen": lambda tree: {"params": flax.core.freeze(tree), "step": np.asarray(3)},
+    "nnx": lambda tree: nnx.State(jax.tree.map(lambda x: nnx.Param(jnp.asarray(x)), tree)),
+    "nnx with keys": lambda tree: {"params": FORMS["nnx"](tree), "rngs": jax.random.key(0), "none": None},
+    "under value": lambda tree: jax.tree.map(lambda x: {"value": x}, tree),
+    "boxes of linen": linen_boxes,
+    "in a list": lambda tree: [{"count": 3}, tree],
+    "joined by slashes": lambda tree: flatten_dict(tree, sep="/"),
+    "joined by dots": lambda tree: flatten_dict(tree, sep="."),
+    "by dots, under value": lambda tree: flatten_dict(FORMS["under value"](tree), sep="."),
+    "big-endian": lambda tree: jax.tree.map(lambda x: x.astype(">f4"), tree),
+    "Fortran": lambda tree: jax.tree.map(np.asfortranarray, tree),
+    "reversed": lambda tree: jax.tree.map(lambda x: x[..., ::-1].copy()[..., ::-1], tree),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_no_form_of_a_tree_loses_weights(form):
+    tree = google()
+    expected = lrp_jax.convert(tree, num_heads=2)[1]
+    chex.assert_trees_all_equal(lrp_jax.convert({"model": FORMS[form](tree)}, num_heads=2)[1], expected)
+
+
+def test_nests_that_are_shared_are_found_under_each_name():
+    tree = google()
+    blocks = tree["Transformer"]
+    blocks["encoderblock_1"] = blocks["encoderblock_0"]
+    expected = lrp_jax.convert(jax.tree.map(np.copy, tree), num_heads=2)[1]
+    chex.assert_trees_all_equal(lrp_jax.convert(tree, num_heads=2)[1], expected)
+    tree["Transformer"]["itself"] = tree
+    assert flatten(tree).keys() == flatten(google()).keys()
+
+
+def test_paths_of_leaves():
+    attention = {"value": np.ones(1), "key": np.ones(2)}
+    assert flatten({"a": attention}).keys() == {"a/value", "a/key"}
+    assert flatten({"value": {"kernel": np.ones(1)}}).keys() == {"value/kernel"}
+    assert flatten({0: {"a": [np.ones(1), {"b": 2}]}, "losses": [1.0, 2.0], "n": np.float32(1)}).keys() == {
+        *("0/a/0", "0/a/1/b", "losses", "n")
+    }
+
+
+@pytest.mark.parametrize(
+    "twice",
+    [
+        {"head": {"bias": np.ones(3)}, "head/bias": np.zeros(3)},
+        {"head.bias": np.ones(3), "head/bias": np.zeros(3)},
+        {"more": {0: np.ones(1), "0": np.zeros(1)}},
+    ],
+)
+def test_a_name_that_is_there_twice_is_refused(twice):
+    with pytest.raises(ValueError, match=r"holds \S+ twice"):
+        lrp_jax.convert(google() | twice, num_heads=2)
+
+
+@pytest.mark.parametrize(
+    ("leaf", "kind"),
+    [([1.0, 2.0, 3.0], "list"), (0.5, "float"), (jax.ShapeDtypeStruct((3,), "float32"), "ShapeDtypeStruct")],
+)
+def test_what_stands_for_a_weight_and_is_no_array_is_named(leaf, kind):
+    """A bias that is not read would be taken for one that is not there."""
+    with pytest.raises(ValueError, match=rf"head/bias is a {kind}, which is not read: weights must be arrays"):
+        lrp_jax.convert(flatten(google()) | {"head/bias": leaf}, num_heads=2)
 
 
 def test_a_placeholder_in_place_of_a_weight_is_named():
     placeholder = type("P", (Placeholder,), {"origin": "my.Weights"})()
-    with pytest.raises(ValueError, match=r"head\.weight is a my\.Weights, which is not read"):
-        find(W | {"head.weight": placeholder}, SIGNS)
+    for name in ("head/bias", "embedding/kernel", "cls"):
+        with pytest.raises(ValueError, match=rf"{name} is a my\.Weights, which is not read"):
+            lrp_jax.convert(flatten(google()) | {name: placeholder}, num_heads=2)
     with pytest.raises(ValueError, match=r"it holds state_dict \(a my\.Weights\)"):
         lrp_jax.convert({"state_dict": placeholder})
     assert find(W | {"args": placeholder}, SIGNS).arrays.keys() == W.keys()
