@@ -27,7 +27,8 @@ def add(commands: Any) -> None:
         "source",
         type=Path,
         metavar="SOURCE",
-        help=".safetensors (or its .index.json), .npz, .msgpack, .bin, .pt or .pth; config.json beside it is read too",
+        help=".safetensors (or its .index.json), .npz, .msgpack, .bin, .pt, .pth, or a folder that Orbax wrote; "
+        "config.json beside it is read too",
     )
     command.add_argument("destination", type=Path, metavar="DEST.safetensors")
     command.add_argument("--force", action="store_true", help="replace DEST if it exists")

@@ -32,7 +32,7 @@ from lrp_jax.weights.configure import (
 )
 from lrp_jax.weights.families import FAMILIES, PREPROCESSING, Family, from_flax
 from lrp_jax.weights.native import unflatten_params
-from lrp_jax.weights.nests import contents, find
+from lrp_jax.weights.nests import Found, contents, find
 from lrp_jax.weights.parameters import parameters_of
 from lrp_jax.weights.pickles import Placeholder
 from lrp_jax.weights.readers import read_weights
@@ -71,8 +71,9 @@ def convert(
     """Turn weights of timm, Hugging Face, torchvision, Google or the paper's authors into a model and its parameters.
 
     Args:
-        source: a file that :func:`lrp_jax.weights.read_weights` reads, or a mapping of names to arrays, nested or not.
-            The JSON files beside a file are read as well, see :mod:`lrp_jax.weights.config_files`.
+        source: a file or folder that :func:`lrp_jax.weights.read_weights` reads, or a mapping of names to arrays,
+            nested or not, as an ``nnx.State``. The JSON files beside a file are read as well, see
+            :mod:`lrp_jax.weights.config_files`.
         family: a name in :data:`FAMILIES`; None: recognised from the names. ``"authors"`` is never recognised: its
             names are timm's, its final layer norm is not.
         preprocessing: a name in :data:`PREPROCESSING`; None: what the source says, or else its family's.
@@ -124,20 +125,9 @@ def convert_with_summary(
     else:
         tree = read_weights(source)
         told = read_config_files(Path(source).parent, given)
-    found = find(tree, [it.sign for it in FAMILIES.values()], key)
-    names = list(found.arrays) if found else contents(tree)
-    if adapters := [name for name in names if re.search(_ADAPTERS, name)]:
-        raise ValueError(
-            f"source holds adapters of a model (LoRA and the like: {listed(adapters, 2)}): merge them into the model "
-            "first, in PEFT by model.merge_and_unload(), save it, and give that."
-        )
-    if found is None:
-        raise ValueError(
-            "source does not hold a Vision Transformer that is known here, of "
-            f"{', '.join(it.title for it in FAMILIES.values())}; it holds {listed(names, 5) or 'nothing'}."
-        )
+    found = _found(tree, key)
     if family is None:
-        names += found.others
+        names = found.arrays.keys() | found.others
         family = next(f for f, it in FAMILIES.items() if any(re.fullmatch(it.sign, name) for name in names))
     _check_others(FAMILIES[family], found.others)
     arrays = _unscanned(found.arrays)
@@ -156,6 +146,23 @@ def convert_with_summary(
     parameters = parameters_of(config, grid, weights, notes)
     model = ViT(config)
     return Conversion(model, unflatten_params(model, parameters), family, ignored, notes)
+
+
+def _found(tree: Mapping[str, Any], key: str | None) -> Found:
+    """The weights of the model that a tree holds; a ValueError if there is none, or parts of one."""
+    found = find(tree, [it.sign for it in FAMILIES.values()], key)
+    names = list(found.arrays) if found else contents(tree)
+    if adapters := [name for name in names if re.search(_ADAPTERS, name)]:
+        raise ValueError(
+            f"source holds adapters of a model (LoRA and the like: {listed(adapters, 2)}): merge them into the model "
+            "first, in PEFT by model.merge_and_unload(), save it, and give that."
+        )
+    if found is None:
+        raise ValueError(
+            "source does not hold a Vision Transformer that is known here, of "
+            f"{', '.join(it.title for it in FAMILIES.values())}; it holds {listed(names, 5) or 'nothing'}."
+        )
+    return found
 
 
 def _check_others(family: Family, others: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Folders of weights: the checkpoints of Orbax, which most JAX code saves today.
 
-Orbax writes a tree of arrays as a folder. ``CheckpointManager`` and composite checkpoints put several trees side by side
-(``params``, ``opt_state``), each in a folder of its name, and each step of a training in a folder of its number.
+Orbax writes a tree of arrays as a folder. ``CheckpointManager`` and composite checkpoints put several trees side by
+side (``params``, ``opt_state``), each in a folder of its name, and each step of a training in a folder of its number.
 """
 
 from __future__ import annotations
@@ -50,9 +50,8 @@ def read_folder(path: Path) -> dict[str, Any]:
     if trees:
         return {it.name: _read_tree(it) for it in trees}
     files = listed(sorted(it.name for it in path.iterdir() if it.is_file()), 5)
-    raise ValueError(
-        f"{path} is a folder without a checkpoint of Orbax: give the file of weights{f' in it, of {files}' * bool(files)}."
-    )
+    weights = f"the file of weights in it, of {files}" if files else "the file of weights"
+    raise ValueError(f"{path} is a folder without a checkpoint of Orbax: give {weights}.")
 
 
 def _read_tree(path: Path) -> dict[str, Any]:

@@ -125,7 +125,9 @@ def find(tree: Mapping[Any, Any], signs: Iterable[str], key: str | None = None) 
     leaves = flatten(tree)
     # A prefix is as short as can be: some families begin with one of their own.
     pattern = re.compile(rf"(?P<prefix>(?:.*?[./])??)(?:{'|'.join(signs)})")
-    prefixes: dict[str, tuple[str, tuple[str, str]]] = {}  # and the name that shows the model, and what to replace in it
+    prefixes: dict[
+        str, tuple[str, tuple[str, str]]
+    ] = {}  # and the name that shows the model, and what to replace in it
     for name in leaves:
         for separators in (("", ""), ("/", "."), (".", "/")):
             if match := pattern.fullmatch(name.replace(*separators)):

@@ -214,8 +214,8 @@ def read_torch_legacy(file: IO[bytes]) -> Any:
         magic = None
     if magic != _LEGACY_MAGIC:
         raise ValueError(
-            "this is a pickle that torch.save did not write, or a damaged one. Read it with pickle, if you trust it, as "
-            "that runs its code, and give lrp_jax.convert the mapping of names to arrays, or save that as .npz."
+            "this is a pickle that torch.save did not write, or a damaged one. If you trust it, read it with pickle, "
+            "which runs its code, and give lrp_jax.convert the mapping of names to arrays, or save that as .npz."
         )
     for _ in range(2):  # the protocol's version, and facts of the machine
         _Unpickler(file).load()

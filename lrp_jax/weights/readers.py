@@ -27,8 +27,8 @@ _KERAS = (
 # What else people have for weights: how it begins, what it is, and the way in.
 _OTHERS = {
     b"\x89HDF\r\n\x1a\n": f"an HDF5 file, as Keras writes weights (.weights.h5, .h5): {_KERAS}",
-    b"\x93NUMPY": "an array of NumPy (.npy), or what Equinox writes (.eqx), without names: read it with the library that "
-    "wrote it, and give lrp_jax.convert a mapping of names to arrays, or explain that model: lrp_jax.trace.",
+    b"\x93NUMPY": "an array of NumPy (.npy), or what Equinox writes (.eqx), without names: read it with its library, "
+    "and give lrp_jax.convert a mapping of names to arrays, or explain the model of that library: lrp_jax.trace.",
     b"GGUF": "a GGUF file, of quantised weights: give those that it was made from, as .safetensors.",
 }
 
@@ -38,8 +38,8 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Args:
         path: ``.safetensors``, or the ``.safetensors.index.json`` of a sharded one; ``.npz``; ``.msgpack`` of Flax;
-            what ``torch.save`` wrote (``.bin``, ``.pt``, ``.pth``, ``.ckpt``), in its zip or its older form; or a folder
-            that Orbax wrote.
+            what ``torch.save`` wrote (``.bin``, ``.pt``, ``.pth``, ``.ckpt``), in its zip or its older form; or a
+            folder that Orbax wrote.
 
     Returns:
         Names to arrays in the file's dtypes, bfloat16 included, or to mappings of them, or to whatever else there is.

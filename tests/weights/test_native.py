@@ -126,7 +126,9 @@ def test_a_header_that_promises_too_much_is_refused_by_what_is_there(saved, fiel
         metadata["config"] = json.dumps(config)
 
     rewrite(saved, promise)
-    with pytest.raises(ValueError, match=r"model\.safetensors.*(do not fit the conf|sizes that no array|must be at most)"):
+    with pytest.raises(
+        ValueError, match=r"model\.safetensors.*(do not fit the conf|sizes that no array|must be at most)"
+    ):
         lrp_jax.load(saved)
 
 

@@ -3,15 +3,19 @@
 import contextlib
 import io
 import json
+import pickle
 import zipfile
 
+import chex
 import flax.serialization
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from helpers import PARITY, Evil, rewrite
+from helpers import PARITY, Evil, google, rewrite
 
+import lrp_jax
+from lrp_jax.weights.convert import convert_with_summary
 from lrp_jax.weights.nests import flatten
 from lrp_jax.weights.readers import read_weights
 
@@ -41,17 +45,44 @@ def test_arrays_of_numpy(tmp_path):
             np.testing.assert_array_equal(read[name], arrays[name])
 
 
-@pytest.mark.parametrize(
-    "dtype", ["float8_e4m3fn", "float8_e5m2", "bfloat16", "float16", "float64", "int8", "uint16", "bool", "complex64"]
-)
+DTYPES = {
+    **{"F8_E4M3": jnp.float8_e4m3fn, "F8_E5M2": jnp.float8_e5m2, "BF16": jnp.bfloat16, "F16": np.float16},
+    **{"F64": np.float64, "I8": np.int8, "U16": np.uint16, "BOOL": np.bool_},
+}
+
+
+def write_safetensors(path, dtype, array, shape=None):
+    """As the format says: safetensors of NumPy does not write every dtype."""
+    header = {"w": {"dtype": dtype, "shape": shape or array.shape, "data_offsets": [0, array.nbytes]}}
+    said = json.dumps(header).encode()
+    path.write_bytes(len(said).to_bytes(8, "little") + said + array.tobytes())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_dtypes_of_safetensors(tmp_path, dtype):
-    """Of float8 safetensors writes NumPy's arrays and does not read them; and 0.4 writes no complex ones."""
-    array = np.arange(6).reshape(2, 3).astype(getattr(jnp, dtype, dtype) if dtype.startswith("float8") else dtype)
-    names = {"complex64": "C64", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
-    write_safetensors(tmp_path / "w", {"w": (names.get(dtype, dtype), array)})
-    read = read_weights(tmp_path / "w")["w"]
-    assert read.dtype == array.dtype
-    np.testing.assert_array_equal(read.astype(complex), array.astype(complex))
+    """Found without a suffix too, as in a cache of downloads."""
+    array = np.arange(6).reshape(2, 3).astype(DTYPES[dtype])
+    for name in ("w.safetensors", "W.SAFETENSORS", "w"):
+        write_safetensors(tmp_path / name, dtype, array)
+        read = read_weights(tmp_path / name)["w"]
+        assert read.dtype == array.dtype
+        np.testing.assert_array_equal(read.astype(float), array.astype(float))
+
+
+def test_a_dtype_that_is_not_read_is_named(tmp_path):
+    write_safetensors(tmp_path / "w.safetensors", "F4", np.zeros(8, np.uint8), shape=[4, 4])
+    with pytest.raises(ValueError, match=r"w\.safetensors: w is F4, expected one of BOOL, .*"):
+        read_weights(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [jnp.float8_e4m3fn, jnp.float8_e5m2])
+def test_float8_is_computed_in_the_dtype_of_the_other_weights(dtype):
+    names = flatten(google())
+    names["head/kernel"] = names["head/kernel"].astype(dtype)
+    expected = lrp_jax.convert(names | {"head/kernel": names["head/kernel"].astype(np.float32)}, num_heads=2)[1]
+    found = convert_with_summary(names, num_heads=2)
+    chex.assert_trees_all_equal(found.params, expected)
+    assert f"1 arrays of {np.dtype(dtype)} become float32, their values unchanged" in found.notes
 
 
 def test_shards(tmp_path):
@@ -123,6 +154,60 @@ def test_bombs(tmp_path):
     np.savez(tmp_path / "w.npz", w=np.array([Evil(eval, "1")], dtype=object))
     with pytest.raises(ValueError, match=r"w\.npy holds Python objects"):
         read_weights(tmp_path / "w.npz")
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(99)), r"HDF5 .* Keras .*lrp_jax\.trace"),
+        (lambda path: zipped(path, {"config.json": "{}", "model.weights.h5": ""}), r"model of Keras .*lrp_jax\.trace"),
+        (lambda path: path.write_bytes(pickle.dumps({"a": np.ones(3)})), r"torch\.save did not write.* \.npz"),
+        (lambda path: path.write_bytes(pickle.dumps({"a": jnp.ones(3)}, 4)), r"torch\.save did not write.* \.npz"),
+        (lambda path: path.write_bytes(pickle.dumps([1, 2])), r"torch\.save did not write.* \.npz"),
+        (lambda path: path.write_bytes(b"\x93NUMPY" + bytes(99)), r"\.npy.*Equinox"),
+        (lambda path: path.write_bytes(b"GGUF" + bytes(99)), r"GGUF .*\.safetensors"),
+        (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(99)), r"no \.msgpack of Flax"),
+        (lambda path: path.write_text("some text"), "is neither"),
+    ],
+)
+def test_files_that_are_not_read_are_named_with_the_way_in(tmp_path, write, message):
+    write(tmp_path / "w")
+    with pytest.raises(ValueError, match=rf"/w: this .*{message}"):
+        read_weights(tmp_path / "w")
+
+
+def zipped(path, files):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_names_that_an_archive_holds_twice(tmp_path):
+    array = io.BytesIO()
+    np.lib.format.write_array(array, np.ones(3))
+    with zipfile.ZipFile(tmp_path / "w.npz", "w") as archive:
+        archive.writestr("w.npy", array.getvalue())
+        archive.writestr("w.npy", array.getvalue())
+    with pytest.raises(ValueError, match=r"holds w\.npy more than once"):
+        read_weights(tmp_path / "w.npz")
+    zipped(tmp_path / "w.npz", {"w.npy": array.getvalue(), "w": array.getvalue()})
+    with pytest.raises(ValueError, match="holds w twice"):
+        read_weights(tmp_path / "w.npz")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "base_model.model.vit.encoder.layer.0.attention.attention.query.lora_A.weight",
+        "blocks/0/attn/qkv/kernel_lora_a",
+        "base_model.model.vit.encoder.layer.0.output.dense.ia3_l",
+    ],
+)
+def test_adapters_are_named(name):
+    for beside in ({}, {"embedding/kernel": np.ones(3)}):
+        with pytest.raises(ValueError, match=rf"adapters of a model .*{name}.*merge_and_unload"):
+            lrp_jax.convert({name: np.ones((2, 3)), **beside})
 
 
 def test_msgpack_of_flax(tmp_path):
