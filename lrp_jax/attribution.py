@@ -20,6 +20,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from lrp_jax.checks import check_model
+from lrp_jax.files import plain
 from lrp_jax.meshes import automatic
 from lrp_jax.methods import METHODS, Method
 from lrp_jax.model import (
@@ -220,6 +221,13 @@ def _check_images(images: ArrayLike) -> Array:
 def checked(model: Model, params: Params, images: Any, targets: ArrayLike | None) -> tuple[Any, Array | None]:
     """The arguments as arrays ``[B, H, W, channels]`` and ``[B, K]`` or ``[B, K, C]``, or a ValueError."""
     check_model(model)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        # jit reads their bytes as its own, once it was compiled for others: other numbers.
+        if isinstance(leaf, np.ndarray) and not leaf.dtype.isnative:
+            raise ValueError(
+                f"params{jax.tree_util.keystr(path)} is {leaf.dtype.str}, of another byte order than this machine's: "
+                "convert it by array.astype(array.dtype.newbyteorder('='))."
+            )
     images = model.check(images) if isinstance(model, Checked) and not model.is_image else _check_images(images)
     batch = jax.tree.leaves(images)[0].shape[0]  # a symbol, where a program of any batch is exported
     if targets is None:
@@ -253,7 +261,7 @@ def _as_array(name: str, value: ArrayLike) -> Array | np.ndarray:
     """An array; by NumPy where it is not JAX's already, as NumPy keeps integers that are too large for JAX."""
     try:
         is_jax = any(isinstance(leaf, Array) for leaf in jax.tree.leaves(value))
-        return jnp.asarray(value) if is_jax else np.asarray(value)
+        return jnp.asarray(value) if is_jax else plain(value)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} must be an array, got {type(value).__name__}: {error}") from error
 

@@ -21,6 +21,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from lrp_jax.files import plain
 from lrp_jax.meshes import automatic
 from lrp_jax.program import MOVES, Equation, Program, activate, deactivate, flatten
 from lrp_jax.rules import GRADIENT, Rules, Where
@@ -273,7 +274,8 @@ def digest(params: Params, *said: Any) -> str:
         text = without_addresses(repr(said))
     found = hashlib.sha256(text.encode())
     for path, value in jax.tree_util.tree_leaves_with_path(params):
-        found.update(jax.tree_util.keystr(path).encode() + np.asarray(value).tobytes())
+        array = plain(value)
+        found.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode() + array.tobytes())
     return found.hexdigest()[:16]
 
 

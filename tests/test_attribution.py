@@ -338,6 +338,19 @@ def test_maps_of_the_demo_model_are_specific_to_the_class(demo, optimised):
     assert (share.mean(axis=0) >= 0.7).all()
 
 
+def test_the_other_byte_order(small):
+    """JAX reads big-endian parameters as its own, without an error, once it was compiled for others."""
+    model, params = small
+    native = jax.tree.map(np.asarray, params)
+    images, targets = np.random.default_rng(0).normal(size=(1, 64, 64, 3)).astype(np.float32), np.array([3])
+    expected = lrp_jax.explain(model, native, images, targets, method="saliency").relevance
+    found = lrp_jax.explain(model, native, images.astype(">f4"), targets.astype(">i8"), method="saliency").relevance
+    np.testing.assert_array_equal(found, expected)
+    big = jax.tree.map(lambda x: x.astype(">f4"), native)
+    with pytest.raises(ValueError, match=r"params\['blocks'\]\S+ is >f4, of another byte order"):
+        lrp_jax.explain(model, big, images, targets, method="saliency")
+
+
 class TestBadInput:
     images = np.zeros((2, 16, 16, 3), np.float32)
 

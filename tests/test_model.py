@@ -14,6 +14,7 @@ from PIL import Image
 import lrp_jax
 from lrp_jax import methods
 from lrp_jax.cli.models import load_model
+from lrp_jax.model import digest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,3 +243,11 @@ def test_every_function_that_takes_a_model_looks_at_it(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"--model mine:load: model must be .*got a function"):
         load_model("mine:load")
     assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != "") == ["0.png", "mine.py"]
+
+
+def test_the_digest_is_of_values():
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    same = (array, jnp.asarray(array), np.asfortranarray(array), array.astype(">f4"), np.repeat(array, 2, 1)[:, ::2])
+    assert len({digest({"a": values}) for values in same}) == 1
+    others = (array.reshape(3, 2), array.view(np.int32), array + 1)
+    assert len({digest({"a": values}) for values in (array, *others)}) == 4

@@ -6,7 +6,7 @@ A run of equations that is repeated, with parameters of its own each time, becom
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -96,17 +96,48 @@ def _runs(equations: Sequence[Equation]) -> list[tuple[int, int, int, int]]:
     return sorted(runs, key=lambda run: -run[1] * run[3])[:16]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Kept:
+    """A constant, told by identity: that of an object holds as long as the object is held, as it is here."""
+
+    value: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Kept) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
 def _signature(equation: Equation) -> Any:
     """What two equations have in common that compute the same of other variables."""
-    params = equation.params
-    if equation.inner or equation.programs:
-        called = [value for value in params.values() if hasattr(value, "eqns") or hasattr(value, "jaxpr")]
-        called += [derivative(equation)] if equation.inner and equation.active else []
-        described = str([(value, [id(constant) for constant in getattr(value, "consts", ())]) for value in called])
-    else:
-        described = repr(params)
+    described: Any = repr(equation.params)
+    if equation.inner or equation.programs:  # functions among the parameters have other addresses each time
+        programs = list(_programs(equation.params.values()))
+        programs += [derivative(equation)] if equation.inner and equation.active else []
+        plain = {name: value for name, value in equation.params.items() if name != "name" and _is_plain(value)}
+        constants = [_Kept(constant) for called in programs for constant in getattr(called, "consts", ())]
+        described = str(programs), repr(plain), tuple(constants)
     inputs = tuple((str(v), repr(v.constant) if not v.shape else "") for v in equation.inputs)
     return equation.primitive, described, inputs, tuple(map(str, equation.outputs))
+
+
+def _programs(values: Iterable[Any]) -> Iterator[Any]:
+    """The jaxprs among an equation's parameters, in tuples of them, as the branches of a ``cond``, and within them."""
+    for value in values:
+        if hasattr(value, "eqns") or hasattr(value, "jaxpr"):
+            yield value
+            for equation in getattr(value, "jaxpr", value).eqns:
+                yield from _programs(equation.params.values())
+        elif isinstance(value, list | tuple):
+            yield from _programs(value)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a parameter is a number, a text, or a tuple of them: the direction of a scan, its length."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def _wiring(program: Program, start: int, period: int, times: int) -> _Wiring | None:
