@@ -210,7 +210,7 @@ def full_precision() -> AbstractContextManager[None]:
 def classify(model: Model, params: Params, image: Array) -> Output:
     """What a model says of an image ``[H, W, channels]``, in full precision as maps are."""
     with full_precision():
-        return automatic(lambda given: Output(*model.forward(*given, None, GRADIENT)))((params, image))
+        return automatic(lambda given: Output(*model.forward(given[0], given[1], None, GRADIENT)))((params, image))
 
 
 def prepared(model: Model, params: Params, example: Any) -> tuple[Params, Array]:

@@ -189,7 +189,7 @@ class _Bench:
         @jax.jit
         def relevance(params: Any, images: Array, targets: Array) -> Array:
             maps = explain(self.model, params, images, targets, method=name, **settings).relevance
-            return placed(maps, images.shape[1:3], centres(self.model))
+            return placed(maps, (images.shape[1], images.shape[2]), centres(self.model))
 
         return relevance.trace(self.params, self.image, jnp.zeros((1, 1), jnp.int32))
 

@@ -111,8 +111,8 @@ def explained(images: Any, leaves: Sequence[Any], explain_wrt: str | int | None)
         raise ValueError(f"images must be float32 or float64, normalised for the model (lrp_jax.preprocess), {got}.")
     elif jax.tree_util.all_leaves([images]) and len(given.shape) not in (3, 4, 5):
         raise ValueError(
-            f"images must be [B, H, W, channels], features [B, N, D], or clips [B, T, H, W, channels]; {got}. One image "
-            "is a batch of one, images[None]; grey ones have an axis of one channel, images[..., None]."
+            f"images must be [B, H, W, channels], features [B, N, D], or clips [B, T, H, W, channels]; {got}. One "
+            "image is a batch of one, images[None]; grey ones have an axis of one channel, images[..., None]."
         )
     return place
 
@@ -131,13 +131,13 @@ def check_features(program: Program, example: Variable) -> None:
         return
     for equation in program.equations:
         made = equation.outputs[0].shape
-        if equation.inputs[:1] == (example,) and equation.primitive in {"broadcast_in_dim", "expand_dims", "reshape"}:
-            if len(made) > 3 and made[-1] != example.shape[-1]:
-                raise ValueError(
-                    f"images must be [B, H, W, channels], got {list(example.shape)} of one example, whose columns the model "
-                    f"takes apart ({equation.line}): give grey images an axis of one channel, images[..., None], and "
-                    "trace the rest of the model."
-                )
+        shapes = equation.primitive in {"broadcast_in_dim", "expand_dims", "reshape"}
+        if shapes and equation.inputs[0] is example and len(made) > 3 and made[-1] != example.shape[-1]:
+            raise ValueError(
+                f"images must be [B, H, W, channels], got {list(example.shape)} of one example, whose columns the "
+                f"model takes apart ({equation.line}): give grey images an axis of one channel, images[..., None], and trace "
+                "the rest of the model."
+            )
 
 
 def _asked(images: Any, leaves: Sequence[Any], explain_wrt: str | int | None) -> int:

@@ -171,7 +171,7 @@ def _loop(
     inside = [v for v in points.added if step.body.has(v)]
     before = [points.added[v] for v in inside]
 
-    def body(turn: Turn, carried: Any, each: Any) -> tuple[Any, Any]:
+    def body(turn: Turn | None, carried: Any, each: Any) -> tuple[Any, Any]:
         some, tap, here = each
         there = Points(dict(zip(inside, here, strict=True)), points.apart)
         outputs, attention = run(step.body, rules, [*fixed, *carried, *some], tap, there, turn)

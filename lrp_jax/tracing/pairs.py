@@ -82,7 +82,9 @@ class _Rewriter:
 
         shapes = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in given]
         start = len(self.equations)
-        found = iter(inline(jax.make_jaxpr(real)(*shapes), given, Program([], [], self.equations), self.whole, equation.source))
+        found = iter(
+            inline(jax.make_jaxpr(real)(*shapes), given, Program([], [], self.equations), self.whole, equation.source)
+        )
         self.equations[start:] = [dataclasses.replace(e, source=equation.source) for e in self.equations[start:]]
         # Outputs keep their variables, which others read, where they are real.
         for variable in equation.outputs:

@@ -188,7 +188,11 @@ class _Recogniser:
         elif self.is_shift(equation):
             kind = operations.add_constant if self.adds_positions(equation) else operations.shift
             operation = kind(equation)
-        elif equation.primitive == "scatter-add" and not given[2].active and len(varying(self.channels.constant(given[2]))) > 1:
+        elif (
+            equation.primitive == "scatter-add"
+            and not given[2].active
+            and len(varying(self.channels.constant(given[2]))) > 1
+        ):
             operation = operations.add_scattered(equation)
         elif equation.primitive == "mul" and len(equation.active) == 2:
             gates = [i for i, v in enumerate(given) if self.is_activated(v)]
