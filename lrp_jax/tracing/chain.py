@@ -73,6 +73,8 @@ def _follow(program: Recognised, reached: set[Variable] | None, before: list[Equ
             reached = {o for o, v in zip(step.outputs, step.body.outputs, strict=True) if v in after}
         elif step.equations[0] in sites and not isinstance(step, Site):
             site = sites[step.equations[0]]
+            if site.learned and site.query is not None and site.inputs[0].shape[site.query] > 1:
+                raise _BrokenError(f"the queries of the attention at {site.product.line} are no tokens of the input")
             if reached is not None and step.inputs[site.values] not in reached:
                 raise _BrokenError(
                     f"the attention at {site.product.line} reads nothing of the attention at {before[-1].line}, beside "

@@ -101,7 +101,12 @@ def crossed(p, x, real):
     return x + attend(p, 3, x, kv, real)[1], None
 
 
-CHAINS = {f.__name__: f for f in (chain, without_residual, dense, long_skip, two_streams, beside, crossed)}
+def decoded(p, x, real):
+    """A decoder of tokens of its own reads the first stream."""
+    return attend(p, 2, jnp.broadcast_to(p["order"] * 2.0, x.shape), chain(p, x, real)[0], real)[1], None
+
+
+CHAINS = {f.__name__: f for f in (chain, without_residual, dense, long_skip, two_streams, beside, crossed, decoded)}
 
 # What the head reads: logits of tokens, and the weight of each token for one example. None for it: refused.
 
@@ -271,6 +276,8 @@ def test_a_mask_that_the_pixels_say():
     model = lrp_jax.trace(seen, PIXELS, PATCHES)
     assert "readout: another for each input" in str(model)
     assert np.isnan(np.asarray(model.readout)).all()
+    shapes = [jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), of) for of in (PIXELS, PATCHES)]
+    assert str(lrp_jax.trace(seen, *shapes)) == str(model)  # nothing is taken from the values of an example
     x, real = patches(PATCHES) @ PIXELS["patch"] + PIXELS["order"], (patches(PATCHES) != 0).any(-1)
     a, y = attend(PIXELS, 0, x, x, real)
     b, _ = attend(PIXELS, 1, x + y, x + y, real)
