@@ -215,7 +215,7 @@ def check(blocks, read, seed):
     model = lrp_jax.trace(apply, p, INPUTS, explain_wrt="ids")
     _, attention = CHAINS[blocks](p, p["table"][IDS] + p["order"], IDS > 0)
     if attention is None or weights is None:
-        why = r"no chain of blocks.*test_reading\.py" if attention is None else "give readout="
+        why = r"no (chain of blocks|attention maps).*test_reading\.py" if attention is None else "give readout="
         with pytest.raises(ValueError, match=why):
             lrp_jax.explain(model, p, INPUTS, method="attention_rollout")
         found = lrp_jax.explain(model, p, INPUTS, np.zeros(3, int), method="input_x_gradient")
