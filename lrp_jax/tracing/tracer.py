@@ -248,13 +248,7 @@ def _find_layout(
             raise ValueError(f"{unclear}: give grid=(rows, columns), if the patches are the last tokens.") from None
     if (prefix is not None and prefix + math.prod(grid) != n) or math.prod(grid) > n:
         raise ValueError(f"grid {grid} and prefix {prefix} must add up to the {n} tokens.")
-    if readout is None:
-        read = reading(program, sites[-1], parameters)
-    else:
-        weights = np.asarray(readout, np.float64)
-        if weights.shape != (n,):
-            raise ValueError(f"readout must be the weights of the {n} tokens, got the shape {weights.shape}.")
-        read = Reading(weights if order is None else weights[np.argsort(order)])
+    read = reading(program, sites[-1], parameters) if readout is None else _given(readout, n, order)
     ordered = order is None or np.array_equal(order, np.arange(n))
     return {
         "grid": grid,
@@ -264,3 +258,11 @@ def _find_layout(
         "without_attention": "",
         "without_chain": broken_chain(program, example, is_read_alike=read.of_inputs is None),
     }
+
+
+def _given(readout: Sequence[float], n: int, order: np.ndarray | None) -> Reading:
+    """The weights of n tokens that the caller gives, the prefix first, in the order of the program's tokens."""
+    weights = np.asarray(readout, np.float64)
+    if weights.shape != (n,):
+        raise ValueError(f"readout must be the weights of the {n} tokens, got the shape {weights.shape}.")
+    return Reading(weights if order is None else weights[np.argsort(order)])
