@@ -51,8 +51,7 @@ def trace(
             or a mapping of them. The model is traced for these shapes, of any B.
         grid: of the patches, (rows, columns), which are then the last tokens, row by row; None: found.
         prefix: tokens before the patches, to go with ``grid``; None: all that are no patches.
-        readout: how much of the output comes from each token, ``[N]``, the prefix first; None: found, for
-            each input where the input says it.
+        readout: how much of the output comes from each token, ``[N]``, the prefix first; None: found.
         explain_wrt: which of several inputs is explained, a key or an index.
         position: which position of outputs ``[B, N, C]`` is explained: -1 for the next token of a causal model.
 
