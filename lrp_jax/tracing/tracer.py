@@ -46,9 +46,8 @@ def trace(
     Args:
         apply: the model, ``(params, images [B, H, W, channels]) -> logits [B, C]``.
         params: its parameters, any pytree of arrays; or of ``jax.ShapeDtypeStruct``.
-        images: an example batch, or its shapes: floats ``[B, H, W, channels]``, or ``[B, N, D]`` for features of
-            parts, as of the tiles of a slide; integers ``[B, N]`` for token inputs; or several inputs, as a sequence
-            or a mapping of them. The model is traced for these shapes, of any B.
+        images: an example batch, or its shapes: floats ``[B, H, W, channels]``, or features of parts ``[B, N, D]``;
+            integers ``[B, N]`` for tokens; or several inputs, a sequence or a mapping. Traced for these, of any B.
         grid: of the patches, (rows, columns), which are then the last tokens, row by row; None: found.
         prefix: tokens before the patches, to go with ``grid``; None: all that are no patches.
         readout: how much of the output comes from each token, ``[N]``, the prefix first; None: found.
@@ -81,9 +80,8 @@ def trace(
     else:
         given.check_features(program, program.inputs[place])
     recognised = _recognised(program, program.inputs[place], is_image=embed is None)
-    axes = 1 if embed is not None else max(len(program.inputs[place].shape) - 2, 1)
     return Traced(
-        **_layout(recognised, place, len(leaves), axes, grid, prefix, readout),
+        **_layout(recognised, place, len(leaves), embed is not None, grid, prefix, readout),
         program=recognised,
         embed=embed,
         params_structure=structure,
@@ -194,9 +192,11 @@ def _not_square(sites: Sequence[Site], *, is_told: bool) -> str:
     return ""
 
 
-def _layout(program: Recognised, *told: Any) -> dict[str, Any]:
+def _layout(program: Recognised, example: int, is_embedded: bool, *told: Any) -> dict[str, Any]:
     """Grid, readout and order of the tokens; attention that is not of them is not handed out."""
-    found = _find_layout(program, *told)
+    # An image is [1, H, W, channels], features are [1, N, D]; embeddings of integers may have more axes of length 1.
+    axes = 1 if is_embedded else max(len(program.inputs[example].shape) - 2, 1)
+    found = _find_layout(program, example, axes, *told)
     for step, _ in program.walk():
         if isinstance(step, Site):
             step.handed_out = not found["without_attention"]
