@@ -17,6 +17,7 @@ from PIL import Image
 
 import lrp_jax
 from lrp_jax.jobs import Pictures, Store, StoreError, attribute, open_source
+from lrp_jax.jobs.store import Layout
 
 N = 13
 
@@ -402,3 +403,21 @@ def test_a_killed_process_takes_no_other_with_it(place, free_port):
         *(model, params, open_source([place / "pictures"]), place / "undisturbed.zarr"), dtype="float64", shard_size=2
     )
     assert_same(place / "maps.zarr", place / "undisturbed.zarr")
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        np.asfortranarray,
+        lambda x: np.ascontiguousarray(x[..., ::-1])[..., ::-1],
+        lambda x: np.repeat(x, 2, axis=1)[:, ::2],
+        lambda x: x.astype(">f4"),
+        lambda x: np.broadcast_to(x[:1], x.shape),
+    ],
+)
+def test_a_store_keeps_values_however_they_lie_in_memory(tmp_path, layout):
+    values = layout(np.arange(24, dtype=np.float32).reshape(2, 3, 4))
+    store = Store(tmp_path / "maps.zarr")
+    store.create({}, {}, ["a", "b"], {"relevance": Layout("float32", (3, 4), ("target", "class"))}, shard=2)
+    store.write(0, {"relevance": values}, {})
+    np.testing.assert_array_equal(Store(tmp_path / "maps.zarr").read("relevance"), values)

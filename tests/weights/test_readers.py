@@ -36,6 +36,7 @@ def test_what_torch_writes(form):
 def test_arrays_of_numpy(tmp_path):
     arrays = {"a/b": np.arange(6.0).reshape(2, 3), "c": np.asfortranarray(np.ones((3, 2), np.float32))}
     arrays["bfloat16"] = np.arange(4).astype(jnp.bfloat16)
+    arrays |= {"big": arrays["a/b"].astype(">f8"), "strided": arrays["a/b"][:, ::-2], "number": np.float32(7)}
     for save in (np.savez, np.savez_compressed):
         save(tmp_path / "w.npz", **arrays)
         read = read_weights(tmp_path / "w.npz")
