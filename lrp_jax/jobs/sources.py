@@ -194,8 +194,8 @@ class TarShards:
 
     def __init__(self, paths: Sequence[str | os.PathLike[str]], *, member: str | None = None) -> None:
         self.paths, self.inputs = [Path(path) for path in paths], list(map(os.path.abspath, paths))
-        self.member = member = member if member is None else member.removeprefix(".").lower()
-        self.kind = {"input": "tar shards"} | ({} if member is None else {"member": member})
+        self.member = member if member is None else member.removeprefix(".").lower()
+        self.kind = {"input": "tar shards"} | ({} if self.member is None else {"member": self.member})
         self.names: list[str] = []
         self.members: list[tuple[int, Member | None]] = []
         folder = os.path.commonpath([os.path.dirname(path) for path in self.inputs])
