@@ -192,11 +192,11 @@ def _not_square(sites: Sequence[Site], *, is_told: bool) -> str:
     return ""
 
 
-def _layout(program: Recognised, example: int, is_embedded: bool, *told: Any) -> dict[str, Any]:
+def _layout(program: Recognised, example: int, parameters: int, is_embedded: bool, *told: Any) -> dict[str, Any]:
     """Grid, readout and order of the tokens; attention that is not of them is not handed out."""
     # An image is [1, H, W, channels], features are [1, N, D]; embeddings of integers may have more axes of length 1.
     axes = 1 if is_embedded else max(len(program.inputs[example].shape) - 2, 1)
-    found = _find_layout(program, example, axes, *told)
+    found = _find_layout(program, example, parameters, axes, *told)
     for step, _ in program.walk():
         if isinstance(step, Site):
             step.handed_out = not found["without_attention"]
