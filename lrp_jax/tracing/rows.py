@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lrp_jax.program import Equation, Program, Variable, flatten, parts_of_scan
@@ -230,8 +231,9 @@ class Walk:
         """The value of what depends on nothing that is given; None: it depends, or is large."""
         variable = self.outside(variable)
         if variable.constant is not None:
-            concrete = not isinstance(variable.constant, jax.core.Tracer)
-            return np.asarray(variable.constant) if concrete else None
+            is_key = jnp.issubdtype(variable.dtype, jax.dtypes.extended)
+            is_known = not is_key and not isinstance(variable.constant, jax.core.Tracer)
+            return np.asarray(variable.constant) if is_known else None
         if variable not in self.values:
             self.values[variable] = None
             maker = self.maker.get(variable)
@@ -240,8 +242,7 @@ class Walk:
                 if not any(v is None for v in given):
                     with jax.ensure_compile_time_eval():
                         made = maker.call(*given)
-                    keys = jax.dtypes.extended
-                    if not any(jax.numpy.issubdtype(x.dtype, keys) for x in made):
+                    if not any(jnp.issubdtype(x.dtype, jax.dtypes.extended) for x in made):
                         self.values |= zip(maker.outputs, map(np.asarray, made), strict=True)
         return self.values[variable]
 

@@ -114,6 +114,7 @@ PROVEN = {
 }
 PROVEN |= {
     "two views": two_views,
+    "taken along": lambda p, x: jnp.take_along_axis(flat(p, x), jnp.argsort(flat(p, x)), 1),
     "of one batch size": lambda p, x: flat(p, x.reshape(1, 8, 8, 3)),
     "vmap": lambda p, x: jax.vmap(lambda image: flat(p, image[None])[0])(x),
     "map": lambda p, x: jax.lax.map(lambda image: flat(p, image[None])[0], x),
@@ -246,8 +247,10 @@ def test_linen_in_training_mode():
 
 
 def test_random_numbers_that_are_the_same_for_each_example_are_named():
+    key = jax.random.key(0)
+
     def apply(p, x):
-        return read(p, jnp.sin(tokens(p, x) @ jax.random.normal(jax.random.key(0), (6, 6))))
+        return read(p, jnp.sin(tokens(p, x) @ jax.random.normal(key, (6, 6))))
 
     with pytest.warns(UserWarning, match=r"random_bits of .*test_batch.py"):
         lrp_jax.trace(apply, PARAMS, IMAGES)
