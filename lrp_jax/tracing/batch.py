@@ -71,10 +71,9 @@ def check(function: Function, params: Leaves, shapes: Leaves, example: Leaves, s
 
 def _numbers(jaxpr: Any) -> collections.Counter[str]:
     """The floating numbers in a program: other ones in that of another batch are made of its size."""
-    literals = (v.constant for e in flatten(jaxpr, lambda primitives: False).walk() for v in e.inputs if not v.shape)
-    known = (x for x in literals if x is not None and not isinstance(x, jax.core.Tracer))
-    floats = (x for x in known if jnp.issubdtype(np.result_type(x), np.floating))
-    return collections.Counter(str(float(x)) for x in floats)
+    read = (v for equation in flatten(jaxpr, lambda primitives: False).walk() for v in equation.inputs if not v.shape)
+    known = (v for v in read if v.constant is not None and not isinstance(v.constant, jax.core.Tracer))
+    return collections.Counter(str(float(v.constant)) for v in known if jnp.issubdtype(v.dtype, jnp.floating))
 
 
 def _of_a_batch(function: Function, shapes: Leaves, example: Leaves) -> tuple[int, Any]:
