@@ -20,7 +20,7 @@ from jax import Array
 from lrp_jax.program import Equation, Program, Variable
 from lrp_jax.rules import Rules
 from lrp_jax.tracing import products
-from lrp_jax.tracing.channels import Channels, Places, is_affine, varying
+from lrp_jax.tracing.features import Features, Places, is_affine, varying
 from lrp_jax.tracing.operations import Operation, operation_of
 from lrp_jax.tracing.units import MOVES
 
@@ -75,7 +75,7 @@ class Finder:
         alone: the equations that may be part of a product or a norm: those that are no part of anything.
     """
 
-    def __init__(self, program: Program, channels: Channels, readers: Readers, alone: Collection[Equation]) -> None:
+    def __init__(self, program: Program, channels: Features, readers: Readers, alone: Collection[Equation]) -> None:
         self.program, self.channels, self.readers, self.alone = program, channels, readers, alone
         self.maker = {v: e for e in program.equations for v in e.outputs}
         # Variables that are products after moves, and the scales on the way that make no difference so far.

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from lrp_jax.program import Equation, Program, Variable, parts_of_scan
 from lrp_jax.tracing import affine, operations, products
-from lrp_jax.tracing.channels import Channels, Numbers, along_last, is_affine, varying
+from lrp_jax.tracing.features import Features, Numbers, along_last, is_affine, varying
 from lrp_jax.tracing.operations import Operation
 from lrp_jax.tracing.steps import Choice, Loop, Recognised, Site, Step
 from lrp_jax.tracing.units import ELEMENTWISE, MOVES, Unit, find
@@ -72,7 +72,7 @@ class _Recogniser:
         if given is None:
             given = {v: along_last(v) for v in program.inputs if v.active and v.shape and v not in pixels}
         self.fixed = {e for e in self.alone if products.is_fixed(e, program, self.maker)}
-        self.channels = Channels(program, self.unit_of, given, self.fixed)
+        self.channels = Features(program, self.unit_of, given, self.fixed)
         self.finder = affine.Finder(program, self.channels, self.readers, self.alone_set)
         self.folds: dict[Equation, list[affine.Part]] = {}
 

@@ -38,7 +38,7 @@ class Places(NamedTuple):
     at: np.ndarray
 
 
-class Channels:
+class Features:
     """The numbers of a program's variables.
 
     Attributes:
