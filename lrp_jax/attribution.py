@@ -2,13 +2,14 @@
 
 Axis letters: B images, K targets an image, C classes, L blocks, h heads, N tokens (class and other prefix
 tokens first, then the patches row by row). Images are ``[B, H, W, channels]``, floating, already normalised
-for the model.
+for the model; of a model that was traced with channels first, ``[B, channels, H, W]``. Maps are the same of both.
 
 What a method does with one image is in :mod:`lrp_jax.methods`; here it meets batches.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -21,6 +22,7 @@ from jax.typing import ArrayLike
 
 from lrp_jax.checks import check_model
 from lrp_jax.files import plain
+from lrp_jax.maps import correlations
 from lrp_jax.meshes import automatic
 from lrp_jax.methods import METHODS, Method
 from lrp_jax.model import (
@@ -56,7 +58,7 @@ def explain(
         model: the model.
         params: its parameters.
         images: float32 or float64 ``[B, H, W, channels]``, normalised for the model; of a traced model, whatever it was
-            traced with: tokens ``[B, N]``, or several inputs.
+            traced with: images ``[B, channels, H, W]``, tokens ``[B, N]``, or several inputs.
         targets: class indices ``[B]``, or ``[B, K]`` for K classes an image, which share the forward pass; float
             ``[B, K, C]`` for any direction of the output, weights of the logits whose sum is explained: 1 at a and -1
             at b for what speaks for a rather than b, -1 for the other side of a single output; None: the predicted
@@ -85,7 +87,35 @@ def explain(
         options["rules"] = named(options.get("rules", known["rules"]))
     with full_precision():
         images, targets = checked(model, params, images, targets)
-        return _explain(model, params, images, targets, method=METHODS[method], options=tuple(sorted(options.items())))
+        static = {"method": METHODS[method], "options": tuple(sorted(options.items()))}
+        found: Explanation = _explain(model, params, images, targets, **static)
+        _look_at_rounding(model, params, images, found, static)
+        return found
+
+
+#: Below this correlation with the map of the same program in more precision, a map is one of rounding.
+_CORRELATION = 0.5
+
+
+def _look_at_rounding(model: Model, params: Params, images: Any, found: Explanation, static: dict[str, Any]) -> None:
+    """Warn where the rounding of a model of low precision decides its maps; once for each method and its options."""
+    more = model.unrounded if isinstance(model, Checked) else None
+    if more is None or not all(map(_is_known, jax.tree.leaves((params, images, found)))):
+        return
+    looked: set[Any] = more.__dict__.setdefault("_looked_at", set())
+    if (key := tuple(static.values())) in looked:
+        return
+    looked.add(key)
+    precise = _explain(more, params, images, found.targets, **static)
+    pairs = zip(jax.tree.leaves(found.relevance), jax.tree.leaves(precise.relevance), strict=True)
+    figures = np.concatenate([correlations(a, b) for a, b in pairs])
+    if figures.size and (figure := float(np.median(figures))) < _CORRELATION:
+        warnings.warn(
+            f"the model computes in so low a precision that its rounding decides the maps of {static['method'].name}: "
+            f"their correlation with maps of the same program in {precise.logits.dtype} is {figure:.2f} (median of "
+            f"{figures.size}). Trace the model in float32.",
+            stacklevel=3,
+        )
 
 
 def attention_signals(
@@ -101,7 +131,7 @@ def attention_signals(
     Args:
         model: the model.
         params: its parameters.
-        images: float32 or float64 ``[B, H, W, channels]``, normalised for the model.
+        images: as of :func:`explain`.
         targets: as of :func:`explain`.
         rules: of the relevance, a name in :data:`lrp_jax.rules.RULES` or a rule set.
 
@@ -207,7 +237,9 @@ def _check_images(images: ArrayLike) -> Array:
     """Images as an array ``[B, H, W, channels]``, or a ValueError."""
     images = _as_array("images", images)
     if images.ndim != 4:
-        raise ValueError(f"images must be [B, H, W, channels], got the shape {images.shape}.")
+        raise ValueError(
+            f"images must be [B, H, W, channels] (or as the model was traced), got the shape {images.shape}."
+        )
     if images.dtype not in (jnp.float32, jnp.float64):
         raise ValueError(
             f"images must be float32 or float64, normalised for the model (lrp_jax.preprocess), got {images.dtype}."
@@ -255,6 +287,11 @@ def checked(model: Model, params: Params, images: Any, targets: ArrayLike | None
     if not _all(jnp.isfinite, targets):
         raise ValueError("weights of the logits must be finite, got NaN or infinite values.")
     return images, jnp.asarray(targets)
+
+
+def _is_known(x: Any) -> bool:
+    """Whether the values of an array can be looked at here."""
+    return not isinstance(x, jax.core.Tracer) and getattr(x, "is_fully_addressable", True)
 
 
 def _as_array(name: str, value: ArrayLike) -> Array | np.ndarray:

@@ -17,7 +17,7 @@ from lrp_jax.attribution import explain, most_probable
 from lrp_jax.checks import check_model
 from lrp_jax.maps import centres, heatmaps
 from lrp_jax.meshes import entered
-from lrp_jax.model import Model, Params, number_of_classes
+from lrp_jax.model import Model, Params, number_of_classes, prepared
 from lrp_jax.pictures import Preprocessing
 from lrp_jax.tracing import Traced
 
@@ -76,7 +76,8 @@ def export(
         if upsample:
             if not isinstance(images, Array) or images.ndim != 4 or not isinstance(maps, Array):
                 raise ValueError("upsample is for one map of an image; this model or method has something else.")
-            maps = heatmaps(maps, (images.shape[1], images.shape[2]), centres=centres(model))
+            image = jax.eval_shape(lambda p, e: prepared(model, p, e)[1], params, images[0])
+            maps = heatmaps(maps, (image.shape[0], image.shape[1]), centres=centres(model))
         return {"logits": found.logits, "targets": found.targets, "relevance": maps}
 
     inputs = [given, *[jax.ShapeDtypeStruct((batch, classes), jnp.int32)] * takes_targets]

@@ -78,3 +78,23 @@ def unit_range(relevance: ArrayLike) -> Array:
     relevance = jnp.asarray(relevance)
     low, high = relevance.min(axis=(-2, -1), keepdims=True), relevance.max(axis=(-2, -1), keepdims=True)
     return (relevance - low) / jnp.where(high > low, high - low, 1)
+
+
+def correlations(first: ArrayLike, second: ArrayLike) -> np.ndarray:
+    """Correlations of maps with others.
+
+    Args:
+        first: ``[B, K, ...]``.
+        second: of the same shape.
+
+    Returns:
+        Of each pair that is finite and of which one at least is not constant, float64; 0 if the other is.
+    """
+    pairs = (
+        np.asarray(maps, np.float64).reshape(np.shape(maps)[0] * np.shape(maps)[1], -1) for maps in (first, second)
+    )
+    a, b = (maps - maps.mean(axis=1, keepdims=True) for maps in pairs)
+    scales = np.stack([np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)])
+    told = np.isfinite(scales).all(axis=0) & (scales > 0).any(axis=0)
+    product = scales.prod(axis=0)
+    return np.where(product > 0, (a * b).sum(axis=1) / np.where(product > 0, product, 1), 0)[told]

@@ -169,7 +169,7 @@ class Checked:
 
     @abc.abstractmethod
     def prepare(self, params: Params, example: Any) -> tuple[Params, Array]:
-        """What ``forward`` takes, of one example of several inputs or of tokens.
+        """What ``forward`` takes, of one example: of an image, tokens or several inputs, in their own order of axes.
 
         Args:
             params: the parameters.
@@ -178,6 +178,15 @@ class Checked:
         Returns:
             Parameters, with what is not explained; and what is, an image or embeddings ``[N, D]``.
         """
+
+    @abc.abstractmethod
+    def of_pictures(self) -> Checked:
+        """The model of images channels last, as :func:`lrp_jax.preprocess` makes them."""
+
+    @property
+    @abc.abstractmethod
+    def unrounded(self) -> Checked | None:
+        """The model without its rounding to half precision or less; None: it has none."""
 
     @property
     @abc.abstractmethod
@@ -214,8 +223,13 @@ def classify(model: Model, params: Params, image: Array) -> Output:
 
 
 def prepared(model: Model, params: Params, example: Any) -> tuple[Params, Array]:
-    """What ``forward`` takes: an image as it is, tokens as their embeddings, beside other inputs."""
+    """What ``forward`` takes: an image channels last, tokens as their embeddings, beside other inputs."""
     return model.prepare(params, example) if isinstance(model, Checked) else (params, example)
+
+
+def of_pictures(model: Any) -> Any:
+    """A model of images channels last, as :func:`lrp_jax.preprocess` makes them, whatever it takes."""
+    return model.of_pictures() if isinstance(model, Checked) else model
 
 
 def number_of_classes(model: Model, params: Params, example: Any) -> int:

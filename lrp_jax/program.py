@@ -26,12 +26,14 @@ class Variable:
         dtype: its dtype.
         active: whether it depends on the example, differentiably.
         constant: its value, where the program has it as a literal or is closed over it.
+        own: the dtype in which the program has it, if it is kept in a wider one.
     """
 
     shape: tuple[int, ...]
     dtype: Any
     active: bool = False
     constant: Any = None
+    own: Any = None
 
     @classmethod
     def like(cls, aval: Any, constant: Any = None) -> Variable:
@@ -44,7 +46,8 @@ class Variable:
         return math.prod(self.shape)
 
     def __str__(self) -> str:
-        dtype = getattr(self.dtype, "name", str(self.dtype))
+        dtype = self.own or self.dtype
+        dtype = getattr(dtype, "name", str(dtype))
         return f"{dtype}[{','.join(map(str, self.shape))}]"
 
 
@@ -61,6 +64,7 @@ class Equation:
         source: where it is written, as JAX keeps it.
         programs: the body of a loop, or the branches of a choice.
         inner: the primitives of what it calls, if it is kept whole: a function with a derivative of its own.
+        exact: its value in the dtypes of the program, where ``call`` computes in wider ones.
     """
 
     primitive: str
@@ -71,6 +75,7 @@ class Equation:
     source: Any
     programs: tuple[Program, ...] = ()
     inner: frozenset[str] = frozenset()
+    exact: Callable[..., Sequence[Any]] | None = None
 
     @property
     def active(self) -> list[Variable]:
@@ -207,8 +212,8 @@ def _caller(equation: Any) -> Callable[..., Sequence[Any]]:
     """What computes an equation."""
     if equation.primitive.name not in _CALLS:
 
-        def bind(*values: Any) -> Sequence[Any]:
-            result = equation.primitive.bind(*values, **equation.params)
+        def bind(*values: Any, **changed: Any) -> Sequence[Any]:
+            result = equation.primitive.bind(*values, **equation.params | changed)
             return list(result) if equation.primitive.multiple_results else [result]
 
         return bind

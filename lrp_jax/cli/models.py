@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from lrp_jax.checks import check_model
 from lrp_jax.labels import Labels
-from lrp_jax.model import Model, Params
+from lrp_jax.model import Model, Params, of_pictures
 from lrp_jax.pictures import Preprocessing
 from lrp_jax.weights import load
 
@@ -71,7 +71,8 @@ def load_model(source: str) -> Loaded:
                 f"--model {source}: must give a model, parameters, a Preprocessing and Labels; got a "
                 f"{type(value).__name__} instead of a {kind.__name__}."
             )
-    return Loaded(*found)
+    model, *rest = found
+    return Loaded(of_pictures(model), *rest)
 
 
 def _module(name: str, source: str) -> Any:

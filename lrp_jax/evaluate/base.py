@@ -32,7 +32,7 @@ from lrp_jax.evaluate.study import Curves, Figure, Figures, Measure, Measured, P
 from lrp_jax.files import needs
 from lrp_jax.labels import Labels
 from lrp_jax.methods import METHODS
-from lrp_jax.model import Model, Params, digest, number_of_classes
+from lrp_jax.model import Model, Params, digest, number_of_classes, of_pictures
 from lrp_jax.pictures import Preprocessing, described
 from lrp_jax.version import __version__
 
@@ -127,7 +127,7 @@ class Protocol:
             ImportError: the extra ``evaluate`` is not installed.
         """
         told = described(model, preprocessing, labels)
-        study = Study(model, params, dataset, method, dict(options or {}), *told, self._taken(own))
+        study = Study(of_pictures(model), params, dataset, method, dict(options or {}), *told, self._taken(own))
         measure = self.measure(study)
         settings = _settings(self, study, batch_size)
         for module in self.modules:

@@ -25,7 +25,7 @@ from lrp_jax.jobs.work import Work, fields_of
 from lrp_jax.labels import Labels
 from lrp_jax.maps import centres
 from lrp_jax.methods.base import is_integer
-from lrp_jax.model import Model, Params
+from lrp_jax.model import Model, Params, of_pictures
 from lrp_jax.pictures import Preprocessing, described
 
 _SHARD = 256  # images, at most: what a process that is killed loses
@@ -97,7 +97,7 @@ def attribute(
         ImportError: the extra ``jobs`` is not installed.
     """
     told = described(model, preprocessing, labels)
-    work = Work(model, params, source, *told, method, dict(options or {}), top_k, dtype, upsample)
+    work = Work(of_pictures(model), params, source, *told, method, dict(options or {}), top_k, dtype, upsample)
     classes = _checked(targets, work, batch_size, process)
     store = _opened(out, work, classes, shard_size, process[1])
     shards = range(process[0], math.ceil(len(store) / store.shard), process[1])

@@ -42,6 +42,8 @@ class Rules:
         times_values: whether what is sent back are gradients, so that relevance is these times the values that stand
             there; else it is relevance.
         places: the rules at a place, of a set that is not the same everywhere: see :meth:`at`.
+        rounds: whether the operations of a traced program give the values of the program where it rounds them, as to
+            bfloat16, and not what they compute themselves.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Rules:
     activation: Callable[..., Array]
     times_values: bool = False
     places: Callable[..., Rules] | None = None
+    rounds: bool = True
 
     def at(self, **place: Any) -> Rules:
         """The rules at a place, or at what is known of it so far: the more is told, the fewer may apply.
@@ -74,8 +77,9 @@ class Rules:
         return self if self.places is None else self.places(**place)
 
 
+_OTHERS = ("name", "times_values", "places", "rounds")
 #: The operations of a rule set.
-OPERATIONS = tuple(f.name for f in dataclasses.fields(Rules) if f.name not in ("name", "times_values", "places"))
+OPERATIONS = tuple(f.name for f in dataclasses.fields(Rules) if f.name not in _OTHERS)
 #: The parts of a model: before the blocks; the attention of a block, with its norm and its residual addition; the rest
 #: of a block; and what comes after them.
 PARTS = ("embedding", "attention", "mlp", "head")

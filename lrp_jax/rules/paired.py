@@ -65,6 +65,12 @@ def operations(sets: Sequence[Rules], tag: str = "") -> Rules:
     return Rules(name=" and ".join(rules.name for rules in sets), **bound, places=places)
 
 
+def once(function: Operation, *arrays: Array) -> Array:
+    """A function of the example that nothing is sent back through, computed for one of the copies."""
+    held = [jax.lax.stop_gradient(x) for x in arrays]
+    return operation.bind(*held, name="value", ordinary=function, rules=(None,))
+
+
 @dataclasses.dataclass(frozen=True)
 class _Places:
     """The operations at a place."""
@@ -114,6 +120,7 @@ def _batched(axis: Any, arrays: Sequence[Array], axes: Sequence[int | None], **p
     name, ordinary, rules = (parameters[key] for key in ("name", "ordinary", "rules"))
     if axis.name == _AXIS:
         arrays = [x if a is None else jnp.moveaxis(x, a, 0) for x, a in zip(arrays, axes, strict=True)]
+        rules = rules if len(rules) == axis.size else rules * axis.size  # of :func:`once`
         return _carry(ordinary, rules, tuple(a is not None for a in axes), *arrays), 0
 
     if not rules:  # the probe of lrp_jax.model

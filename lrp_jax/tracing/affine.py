@@ -42,9 +42,11 @@ class Part:
     constants: Mapping[Variable, Places]
 
     def __call__(self, z: Array, values: Mapping[Variable, Any]) -> Array:
-        """The features ``z [F]``, scaled or shifted."""
+        """The features ``z [F]``, scaled or shifted, in the precision of ``z``."""
         given = [z if v.active else self._values(v, values) for v in self.equation.inputs]
-        return self.equation.call(*(x.astype(z.dtype) for x in given))[0]
+        is_own = self.equation.exact is not None and z.dtype == self.equation.outputs[0].own
+        call = self.equation.exact if is_own and self.equation.exact else self.equation.call
+        return call(*(x.astype(z.dtype) for x in given))[0]
 
     def _values(self, constant: Variable, values: Mapping[Variable, Any]) -> Array:
         places = self.constants[constant]
@@ -143,10 +145,9 @@ class Finder:
         if self.channels.features(variable)[0] < 0:  # some of it is beside them
             return False
         sources = self.sources(variable)
-        if equation.primitive not in {"mul", "div", "neg"}:  # a bias that is added in another dtype has other digits
-            above = above_of(variable, self.maker, self.channels.starts)
-            if any(v.dtype != equation.outputs[0].dtype for v in above):
-                return False
+        above = above_of(variable, self.maker, self.channels.starts)
+        if len({v.own or v.dtype for v in (variable, *above, *equation.outputs)}) > 1:  # values are rounded in between
+            return False
         constants = [v for v in equation.inputs if not v.active]
         if any(self.channels.places(variable, constant) is None for constant in constants):
             return False
@@ -270,3 +271,20 @@ def folded(product: Equation, parts: Sequence[Part], constants: Sequence[Variabl
         return operation.run(rules, *(inputs if first == 0 else inputs[::-1]), bias=shift)
 
     return Operation(operation.name, run)
+
+
+def value(
+    product: Equation, parts: Sequence[Part], constants: Sequence[Variable], x: Array, kernel: Array, *values: Any
+) -> Array:
+    """A product with its scales and shifts as their own equations compute it; arguments as of :func:`folded`."""
+    known = dict(zip(constants, values, strict=True))
+    inputs = [x, kernel] if product.inputs[0].active else [kernel, x]
+    (z,) = (product.exact or product.call)(*inputs)
+    _, axes = products.kernel_to_output(product)
+    order = [*(i for i in range(z.ndim) if i not in axes), *axes]
+    moved = z.transpose(order)
+    features = moved.reshape(-1, products.kernel_size(product))
+    for part in parts:
+        found = jax.vmap(lambda z, part=part: part(z, known))(features[:, part.features])
+        features = features.at[:, part.features].set(found)
+    return features.reshape(moved.shape).transpose(np.argsort(order))

@@ -135,8 +135,8 @@ def check_features(program: Program, example: Variable) -> None:
         if shapes and equation.inputs[0] is example and len(made) > 3 and made[-1] != example.shape[-1]:
             raise ValueError(
                 f"images must be [B, H, W, channels], got {list(example.shape)} of one example, whose columns the "
-                f"model takes apart ({equation.line}): give grey images an axis of one channel, images[..., None], and trace "
-                "the rest of the model."
+                f"model takes apart ({equation.line}): give grey images an axis of one channel, images[..., None], and "
+                "trace the rest of the model."
             )
 
 

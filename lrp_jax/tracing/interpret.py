@@ -15,6 +15,7 @@ from jax import Array
 
 from lrp_jax.program import Variable
 from lrp_jax.rules import Rules
+from lrp_jax.tracing.precision import typed, values_of
 from lrp_jax.tracing.steps import Choice, Loop, Recognised, Site, Step, sites_of
 
 
@@ -135,9 +136,7 @@ def run(
             attention += parts
             passed += sites
         elif isinstance(step, Choice):
-            branches = [
-                lambda *given, branch=branch: run(branch, rules, given, None, turn=turn)[0] for branch in step.branches
-            ]
+            branches = [partial(_branch, branch, step, rules, turn) for branch in step.branches]
             results = jax.lax.switch(jnp.asarray(inputs[0], jnp.int32), branches, *inputs[1:])
         else:
             results = by_operation(step, turn.rules(rules, step), inputs)
@@ -150,8 +149,13 @@ def by_operation(step: Step, rules: Rules, inputs: Sequence[Any]) -> Sequence[An
     if step.operation is None:
         return step.equations[0].call(*inputs)
     found = step.operation.run(rules, *inputs)
-    results = found if isinstance(found, (list, tuple)) else [found]
-    return [r if r.dtype == v.dtype else r.astype(v.dtype) for r, v in zip(results, step.outputs, strict=True)]
+    results = typed(step.outputs, found if isinstance(found, (list, tuple)) else [found])
+    is_low = rules.rounds and any(equation.exact is not None for equation in step.equations)
+    return values_of(step, inputs, results) if is_low else results
+
+
+def _branch(branch: Recognised, step: Choice, rules: Rules, turn: Turn, *given: Any) -> list[Any]:
+    return typed(step.outputs, run(branch, rules, typed(branch.inputs, given), None, turn=turn)[0])
 
 
 def _loop(
@@ -164,6 +168,7 @@ def _loop(
 ) -> tuple[list[Any], list[Array]]:
     """A scan; several, where only the last times have taps, or rules change. Going back recomputes all but products."""
     consts, carry = step.consts, step.carry
+    inputs = [*typed(step.body.inputs[: consts + carry], inputs[: consts + carry]), *inputs[consts + carry :]]
     fixed, carried, given = inputs[:consts], inputs[consts : consts + carry], inputs[consts + carry :]
     sites = step.body.sites
     tapped = 0 if taps is None else -(-len(taps) // sites) if sites else 0
@@ -174,7 +179,9 @@ def _loop(
     def body(turn: Turn | None, carried: Any, each: Any) -> tuple[Any, Any]:
         some, tap, here = each
         there = Points(dict(zip(inside, here, strict=True)), points.apart)
-        outputs, attention = run(step.body, rules, [*fixed, *carried, *some], tap, there, turn)
+        values = typed(step.body.inputs, [*fixed, *carried, *some])
+        outputs, attention = run(step.body, rules, values, tap, there, turn)
+        outputs = [*typed(step.body.inputs[consts : consts + carry], outputs[:carry]), *outputs[carry:]]
         maps = jnp.concatenate(attention) if attention else None
         return outputs[:carry], (outputs[carry:], maps, [there.seen[v] for v in inside])
 
@@ -207,7 +214,7 @@ def _loop(
         for of in (parts, values)
     )
     points.seen.update(zip(inside, found, strict=True))
-    return [*carried, *outputs], attention
+    return typed(step.outputs, [*carried, *outputs]), attention
 
 
 def _changes(step: Loop, rules: Rules, turns: Sequence[Turn]) -> list[int]:

@@ -53,4 +53,5 @@ MIXTURE = Rules(
     softmax=_of_x,
     layer_norm=_of_x,
     activation=lambda function, x, *_: x,
+    rounds=False,
 )

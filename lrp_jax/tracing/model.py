@@ -17,6 +17,7 @@ from jax import Array
 from lrp_jax.model import Checked, without_addresses
 from lrp_jax.program import Variable
 from lrp_jax.rules import GRADIENT, Rules
+from lrp_jax.rules.taps import everywhere
 from lrp_jax.tracing import given, layout, report
 from lrp_jax.tracing.interpret import Points, run
 from lrp_jax.tracing.reading import Reading
@@ -85,6 +86,9 @@ class Traced(Checked):
         params_structure: of the parameters.
         example_structure: of the example.
         explained: which leaf of the example is explained.
+        channels: which axis of the images that are explained has the channels, ``"first"`` or ``"last"``; the program,
+            and so every method, has them last. None: no images are explained.
+        rounds: whether values are the program's own where it rounds them more than relevance is, as to bfloat16.
         order: the places of its tokens in the program, the prefix first; None: they are in order.
         of_tokens: the centres of the tokens that are patches, see :attr:`centres`.
         leaving: what leaves the last block of attention; None: that cannot be told.
@@ -104,6 +108,8 @@ class Traced(Checked):
     of_tokens: layout.Centres | None
     leaving: Variable | None
     jaxpr: Any
+    channels: str | None
+    rounds: bool = True
 
     @property
     def is_image(self) -> bool:
@@ -134,15 +140,34 @@ class Traced(Checked):
             What ``forward`` takes: parameters, with the inputs that are not explained; and the image, or the
             embeddings ``[N, D]`` of the tokens.
         """
-        if self.is_image:
-            return params, example
         leaves, _ = jax.tree.flatten(example)
         if self.embed is None:
+            image = self._in_precision(self._channels_last(leaves[self.explained]))
             others = [leaf for i, leaf in enumerate(leaves) if i != self.explained]
-            return Given(params, others), leaves[self.explained]
+            return (params if self.is_image else Given(params, others)), image
         values = self._values(self.embed.inputs, [*self._leaves(params), *(leaf[None] for leaf in leaves)])
         (found,), _ = run(self.embed, GRADIENT, values, None)
-        return Given(params, leaves), found.reshape(found.shape[-2:])
+        return Given(params, leaves), self._in_precision(found.reshape(found.shape[-2:]))
+
+    def _in_precision(self, explained: Any) -> Any:
+        """What is explained, in the precision of relevance."""
+        variable = self.program.inputs[self._place]
+        return explained if variable.own is None else explained.astype(variable.dtype)
+
+    def _channels_last(self, image: Any) -> Any:
+        if self.channels != "first":
+            return image
+        *size, channels = self.program.inputs[self._place].shape[1:]
+        if jnp.shape(image) != (channels, *size):
+            raise ValueError(
+                f"images must be {[channels, *size]}, channels first as the model was traced; got "
+                f"{list(jnp.shape(image))}."
+            )
+        return jnp.moveaxis(image, 0, -1)
+
+    def of_pictures(self) -> Traced:
+        """The model of images channels last, as :func:`lrp_jax.preprocess` makes them."""
+        return self if self.channels != "first" else dataclasses.replace(self, channels="last")
 
     def forward(self, params: Params, image: Array, taps: Array | None, rules: Rules) -> tuple[Array, Array]:
         """Classify one example with the operations of ``rules``: see :class:`lrp_jax.Model` and :meth:`prepare`."""
@@ -151,13 +176,28 @@ class Traced(Checked):
     def _forward(
         self, params: Params, image: Array, taps: Array | None, rules: Rules, points: Points | None
     ) -> tuple[Array, Array]:
-        (logits,), parts = run(self.program, rules, self.inputs(params, image), self._unordered(taps), points)
+        (logits,), parts = run(
+            self.program, self._rules(rules), self.inputs(params, image), self._unordered(taps), points
+        )
         if self.without_attention:
             return logits.reshape(-1), jnp.zeros((0, 0, 0, 0), logits.dtype)
         attention = jnp.concatenate(parts)
         if self.order is not None:
             attention = attention[:, :, self.order[:, None], self.order]
         return logits.reshape(-1), attention
+
+    @functools.cached_property
+    def unrounded(self) -> Traced | None:
+        """The model without its rounding to half precision or less; None: it has none."""
+        is_low = any(jnp.finfo(variable.own).bits < 32 for variable in self._rounded())
+        return dataclasses.replace(self, rounds=False) if is_low and self.rounds else None
+
+    def _rounded(self) -> list[Variable]:
+        """What the program has in less precision than relevance."""
+        return [v for step, _ in self.program.walk() for v in step.outputs if v.own is not None]
+
+    def _rules(self, rules: Rules) -> Rules:
+        return rules if self.rounds else everywhere(rules, lambda of, _: dataclasses.replace(of, rounds=False), ())
 
     @functools.cached_property
     def stages(self) -> list[layout.Stage]:
@@ -210,7 +250,7 @@ class Traced(Checked):
         points = Points(
             {place.variable: tokens for place, tokens in zip(self.blocks, entering, strict=True)}, apart=True
         )
-        (left,), _ = run(before, GRADIENT, inputs, taps, points)
+        (left,), _ = run(before, self._rules(GRADIENT), inputs, taps, points)
         found = [points.seen[place.variable].reshape(-1, *leaving.shape) for place in self.blocks]
         return jax.vmap(self._tokens)(jnp.concatenate([*found, left[None]])[1:])
 
@@ -223,7 +263,7 @@ class Traced(Checked):
         constants = [step for step in self.program.steps[:place] if step.operation is None]
         steps = [*constants, *self.program.steps[place + 1 :]]
         rest = Recognised([*self.program.inputs, leaving], self.program.outputs, steps)
-        return run(rest, GRADIENT, [*self.inputs(params, image), left], None)[0][0].reshape(-1)
+        return run(rest, self._rules(GRADIENT), [*self.inputs(params, image), left], None)[0][0].reshape(-1)
 
     def _leaving(self) -> Variable:
         if self.without_attention or self.leaving is None or not self.blocks:
@@ -264,7 +304,13 @@ class Traced(Checked):
     def example(self) -> Any:
         """Shapes and dtypes of a batch of one."""
         variables = (self.program if self.embed is None else self.embed).inputs[-self.example_structure.num_leaves :]
-        return self.example_structure.unflatten(jax.ShapeDtypeStruct((1, *v.shape[1:]), v.dtype) for v in variables)
+        shapes = [v.shape[1:] for v in variables]
+        if self.channels == "first":
+            *size, channels = shapes[self.explained]
+            shapes[self.explained] = (channels, *size)
+        return self.example_structure.unflatten(
+            jax.ShapeDtypeStruct((1, *shape), v.own or v.dtype) for shape, v in zip(shapes, variables, strict=True)
+        )
 
     def check(self, examples: Example) -> Example:
         """A batch of examples as arrays ``[B, ...]``, of the shapes and dtypes that the model was traced with."""
@@ -288,6 +334,12 @@ class Traced(Checked):
     def __str__(self) -> str:
         sites = [(step, n) for step, n in self.program.walk() if isinstance(step, Site)]
         lines = []
+        if self.channels is not None:
+            rows, columns, channels = self.program.inputs[self._place].shape[1:]
+            lines.append(f"images of {rows} x {columns} pixels and {channels} channels, channels {self.channels}")
+        if rounded := self._rounded():
+            names = sorted({v.own.name for v in rounded})
+            lines.append(f"values in {', '.join(names)}, relevance in {rounded[0].dtype.name}")
         if self.without_attention:
             lines.append(f"no attention maps: {self.without_attention}")
         else:
@@ -307,6 +359,7 @@ class Traced(Checked):
     def fingerprint(self) -> str:
         """Of the function that was traced: functions that compute different things have different ones."""
         digest = hashlib.sha256(without_addresses(str(self.jaxpr)).encode())
+        digest.update(str(self.program.inputs[self._place]).encode())  # where its channels are
         for constant in self.jaxpr.consts:
             digest.update(np.ascontiguousarray(constant).tobytes())
         return digest.hexdigest()[:16]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 
 from lrp_jax.program import Equation, Program, Variable, parts_of_scan
 from lrp_jax.tracing import affine, operations, products
@@ -168,7 +169,8 @@ class _Recogniser:
             parts, constants = self.folds[equation], self.constants(equation)
             folded = affine.folded(equation, parts, constants, self.is_pixels(equation))
             inputs = (given[side], given[1 - side], *constants)
-            return Step(folded, inputs, made, (equation, *(part.equation for part in parts)))
+            exact = partial(affine.value, equation, parts, constants)
+            return Step(folded, inputs, made, (equation, *(part.equation for part in parts)), exact=exact)
         if equation.primitive == "scan":
             return self.loop(equation)
         if equation.primitive == "cond" and not equation.inputs[0].active:
@@ -378,7 +380,7 @@ class _Recogniser:
             if any(whole.shape[i] != attention.shape[i] for i in range(len(whole.shape)) if i != query):
                 break
             attention, rows = whole, (starts[query], limits[query])
-        tapped = Variable(attention.shape, attention.dtype, True)
+        tapped = Variable(attention.shape, attention.dtype, True, own=attention.own)
         learned = not all(v.active for v in scores.inputs)
         return Site(
             Operation("attention"),

@@ -119,7 +119,7 @@ def _signature(equation: Equation) -> Any:
         constants = [_Kept(constant) for called in programs for constant in getattr(called, "consts", ())]
         described = str(programs), repr(plain), tuple(constants)
     inputs = tuple((str(v), repr(v.constant) if not v.shape else "") for v in equation.inputs)
-    return equation.primitive, described, inputs, tuple(map(str, equation.outputs))
+    return equation.primitive, described, inputs, tuple(map(str, equation.outputs)), equation.exact is None
 
 
 def _programs(values: Iterable[Any]) -> Iterator[Any]:
@@ -193,7 +193,7 @@ def _replace(program: Program, start: int, period: int, times: int, wiring: _Wir
         if j == times - 1 and tuple(at) in carried_places:
             results[carried_places[tuple(at)]] = variable
             continue
-        whole = stacked.setdefault(tuple(at), Variable((times, *variable.shape), variable.dtype))  # type: ignore[arg-type]
+        whole = stacked.setdefault(tuple(at), Variable((times, *variable.shape), variable.dtype, own=variable.own))  # type: ignore[arg-type]
         pick = _written("squeeze", (whole,), variable, lambda x, j=j: [x[j]], source)
         after.append(pick)
     parameters, before = [], []
@@ -215,7 +215,7 @@ def _replace(program: Program, start: int, period: int, times: int, wiring: _Wir
 
 
 def _copy(variable: Variable) -> Variable:
-    return Variable(variable.shape, variable.dtype)
+    return Variable(variable.shape, variable.dtype, own=variable.own)
 
 
 def _written(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from lrp_jax.program import Equation, Variable
 from lrp_jax.tracing.operations import Operation
@@ -42,6 +43,8 @@ class Step:
         place: where it stands.
         tokens: the axes of what its operation gives that are no features; None: the operation has its own form, in
             which features are last, or that is not known.
+        exact: its value in the dtypes of the program, where that is not what its equations give one after the other.
+        given: what it reads, as its equations have it: attention that is read is another variable in ``inputs``.
     """
 
     operation: Operation | None
@@ -51,6 +54,11 @@ class Step:
     weighted: frozenset[int] = dataclasses.field(default=frozenset(), kw_only=True)
     place: Place = dataclasses.field(default=Place(None, None, ((),), ""), kw_only=True)
     tokens: tuple[int, ...] | None = dataclasses.field(default=None, kw_only=True)
+    exact: Callable[..., Any] | None = dataclasses.field(default=None, kw_only=True)
+    given: tuple[Variable, ...] = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        self.given = self.inputs
 
     @property
     def active(self) -> list[Variable]:

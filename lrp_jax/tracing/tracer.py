@@ -13,11 +13,13 @@ from jax import Array
 
 from lrp_jax.program import Equation, Program, Variable, activate, deactivate, flatten, prune
 from lrp_jax.tracing import batch, derivatives, given, layout
+from lrp_jax.tracing import channels as orders
 from lrp_jax.tracing.chain import broken_chain, moved_by_inputs
 from lrp_jax.tracing.derivatives import UnsupportedError
 from lrp_jax.tracing.model import Example, Params, Traced
 from lrp_jax.tracing.pairs import make_real
 from lrp_jax.tracing.places import locate
+from lrp_jax.tracing.precision import lift, working
 from lrp_jax.tracing.reading import Reading, reading
 from lrp_jax.tracing.recognise import recognise, spans
 from lrp_jax.tracing.reordered import reordered
@@ -37,6 +39,7 @@ def trace(
     readout: Sequence[float] | None = None,
     explain_wrt: str | int | None = None,
     position: int | None = None,
+    channels: str | None = None,
 ) -> Traced:
     """Make a model of any function in JAX, unmodified.
 
@@ -44,15 +47,17 @@ def trace(
     Whatever relevance passes through is an operation of the rules, or is refused.
 
     Args:
-        apply: the model, ``(params, images [B, H, W, channels]) -> logits [B, C]``.
+        apply: the model, ``(params, images) -> logits [B, C]``.
         params: its parameters, any pytree of arrays; or of ``jax.ShapeDtypeStruct``.
-        images: an example batch, or its shapes: floats ``[B, H, W, channels]``, or features of parts ``[B, N, D]``;
-            integers ``[B, N]`` for tokens; or several inputs, a sequence or a mapping. Traced for these, of any B.
+        images: an example batch, or its shapes: floats ``[B, H, W, channels]`` or ``[B, channels, H, W]``, or features
+            of parts ``[B, N, D]``; integers ``[B, N]`` for tokens; or several inputs, a sequence or a mapping. The
+            model is traced for these shapes, of any B, and takes images in this order.
         grid: of the patches, (rows, columns), which are then the last tokens, row by row; None: found.
         prefix: tokens before the patches, to go with ``grid``; None: all that are no patches.
         readout: how much of the output comes from each token, ``[N]``, the prefix first; None: found.
         explain_wrt: which of several inputs is explained, a key or an index.
         position: which position of outputs ``[B, N, C]`` is explained: -1 for the next token of a causal model.
+        channels: where images have their channels, ``"first"`` or ``"last"``; None: found.
 
     Returns:
         The model: for :func:`lrp_jax.explain` and all else that takes one.
@@ -67,10 +72,7 @@ def trace(
     explained, shapes = given.explained(images, example, explain_wrt), list(map(given.shape, leaves))
     one = [jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype) for leaf in map(given.shape, example)]
 
-    def function(leaves: list[Any], example: list[Any]) -> Any:
-        found = apply(jax.tree.unflatten(structure, leaves), jax.tree.unflatten(example_structure, example))
-        return _logits(found, position)
-
+    function = _of_leaves(apply, (structure, example_structure), position)
     jaxpr = jax.make_jaxpr(function)(shapes, one)
     batch.check(function, leaves, shapes, example, jaxpr)
     program = flatten(jaxpr, may_be_whole)
@@ -79,7 +81,7 @@ def trace(
         embed, place = _embedding(program, program.inputs[place]), len(program.inputs) - 1
     else:
         given.check_features(program, program.inputs[place])
-    recognised = _recognised(program, program.inputs[place], is_image=embed is None)
+    order, recognised = _recognised(program, place, len(leaves), channels, is_image=embed is None)
     return Traced(
         **_layout(recognised, place, len(leaves), embed is not None, grid, prefix, readout),
         program=recognised,
@@ -87,9 +89,21 @@ def trace(
         params_structure=structure,
         example_structure=example_structure,
         explained=explained,
+        channels=order,
         leaving=locate(recognised, _names(params), place),
         jaxpr=jaxpr,
     )
+
+
+def _of_leaves(
+    apply: Callable[..., Any], structures: tuple[Any, Any], position: int | None
+) -> Callable[[list[Any], list[Any]], Array]:
+    """A function of the leaves of parameters and example."""
+
+    def function(*leaves: list[Any]) -> Array:
+        return _logits(apply(*map(jax.tree.unflatten, structures, leaves)), position)
+
+    return function
 
 
 def _names(params: Params) -> list[str]:
@@ -101,13 +115,28 @@ def _names(params: Params) -> list[str]:
     return ["/".join(map(part, path)) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
 
 
-def _recognised(program: Program, example: Variable, *, is_image: bool) -> Recognised:
-    """The program in operations, repeated blocks in a loop."""
-    is_example = [variable is example for variable in program.inputs]
+def _recognised(
+    program: Program, place: int, params: int, channels: str | None, *, is_image: bool
+) -> tuple[str | None, Recognised]:
+    """Where images have their channels, and the program in operations, repeated blocks in a loop.
+
+    Images are taken channels last from here on. The parameters are the first inputs, and the example is at a place.
+    """
+    image = program.inputs[place]
+    has_channels = is_image and len(image.shape) == 4
+    if channels is not None and not (has_channels and channels in orders.ORDERS):
+        raise ValueError(f"channels must be 'first' or 'last', of images of four axes; got {channels!r} for {image}.")
+    prune(program)
+    order = channels or (orders.find(program, image, program.inputs[:params]) if has_channels else None)
+    if order is None and has_channels:
+        order = orders.assumed(image)
+    if order == "first":
+        orders.door(program, place)
+    example = program.inputs[place]
 
     def mark() -> bool:
         prune(program)
-        (active,) = activate(program, is_example)
+        (active,) = activate(program, [variable is example for variable in program.inputs])
         return active
 
     active = mark()
@@ -121,6 +150,8 @@ def _recognised(program: Program, example: Variable, *, is_image: bool) -> Recog
             raise UnsupportedError(_unsupported(unknown))
         mark()
         deactivate(program)
+    read = {v for equation in program.equations for v in equation.inputs}
+    lift(program, working([example, *read.intersection(program.inputs[:params])]))
     select_first(program)
     while roll(program, spans(program)):
         mark()
@@ -128,7 +159,7 @@ def _recognised(program: Program, example: Variable, *, is_image: bool) -> Recog
     recognised = recognise(program, {example} if is_image else set(), unknown)
     if unknown:
         raise UnsupportedError(_unsupported(unknown))
-    return recognised
+    return order, recognised
 
 
 def _logits(found: Any, position: int | None) -> Array:

@@ -43,11 +43,12 @@ class Colours:
         return Sample(image, np.array([label]), None)
 
 
-def colour_model(channels=4):
+def colour_model(channels=4, axis=3):
     """A logit is the sum of its channel, so that gradient x input is the image's channel of the class; traced."""
     params = jnp.eye(channels, dtype=jnp.float32)
-    images = np.ones((1, 8, 8, channels), np.float32)
-    model = lrp_jax.trace(lambda params, images: images.sum(axis=(1, 2)) @ params, params, images)
+    images = np.ones((1, *np.insert([8, 8], axis - 1, channels)), np.float32)
+    others = tuple({1, 2, 3} - {axis})
+    model = lrp_jax.trace(lambda params, images: images.sum(axis=others) @ params, params, images)
     told = {
         "preprocessing": lrp_jax.Preprocessing(image_size=8, channels=channels, mean=(0.0,), std=(1.0,)),
         "labels": lrp_jax.Labels(num_classes=channels),
@@ -59,9 +60,10 @@ def values(summary):
     return {name: figure.value for name, figure in summary.figures.items()}
 
 
-def test_four_cells_by_hand(tmp_path):
+@pytest.mark.parametrize("axis", [1, 3])
+def test_four_cells_by_hand(tmp_path, axis):
     """A map has 1 in each pixel of its cell and 1/2 in those of the class before: 2 / 3, and 1 / 3 for three others."""
-    model, told = colour_model()
+    model, told = colour_model(axis=axis)
     dataset = Colours((0, 1, 2, 3) * 3, wrong=(1, 6))
     summary = evaluate.pointing(*model, dataset, tmp_path, **RUN, **told)
     assert summary.images == 2  # there are two right ones of the classes 1 and 2
