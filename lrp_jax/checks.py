@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import unicodedata
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -49,6 +50,17 @@ def listed(items: list[str], limit: int = 10) -> str:
     """The items on one line; after ``limit``, how many more there are."""
     more = f", and {len(items) - limit} more" if len(items) > limit else ""
     return ", ".join(items[:limit]) + more
+
+
+def visible(text: str) -> str:
+    """Text that steers no terminal and no page: control characters, and what is no character, as escapes."""
+    return "".join(c.encode("unicode_escape").decode() if _is_hidden(c) else c for c in text)
+
+
+def _is_hidden(c: str) -> bool:
+    """Whether a character controls, ends a line, turns the direction of what follows, or is half of one."""
+    turns = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+    return unicodedata.category(c) in {"Cc", "Cs", "Zl", "Zp"} or unicodedata.bidirectional(c) in turns
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -49,7 +49,9 @@ class Labels:
     Attributes:
         num_classes: logits C.
         multi_label: whether the classes are independent (a sigmoid each) instead of exclusive (one softmax).
-        class_names: one per class, or empty.
+        regression: whether the outputs are numbers, such as measurements, instead of classes: they have no
+            probabilities, and none is the most probable.
+        class_names: one per class or output, or empty.
 
     Raises:
         ValueError: a field has a wrong type or value.
@@ -57,11 +59,14 @@ class Labels:
 
     num_classes: int = 1000
     multi_label: bool = False
+    regression: bool = False
     class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_positive(self, "num_classes")
-        check_truth(self, "multi_label")
+        check_truth(self, "multi_label", "regression")
+        if self.multi_label and self.regression:
+            raise ValueError("multi_label and regression exclude each other: outputs are classes or numbers.")
         if isinstance(self.class_names, str):
             raise ValueError(f"class_names must be a sequence of names, got {self.class_names!r}.")
         set_field(self, "class_names", tuple(map(str, self.class_names)))
@@ -70,8 +75,8 @@ class Labels:
 
     @property
     def has_probabilities(self) -> bool:
-        """Whether logits stand for classes: a single output that is not multi-label is a number of its own."""
-        return self.num_classes > 1 or self.multi_label
+        """Whether logits stand for classes: numbers do not, nor does a single output that is not multi-label."""
+        return not self.regression and (self.num_classes > 1 or self.multi_label)
 
     def probabilities(self, logits: ArrayLike) -> Array:
         """Of each class: a sigmoid of its logit if there are multiple labels, else the softmax.
@@ -83,15 +88,21 @@ class Labels:
             ``[..., C]``.
 
         Raises:
-            ValueError: the model has a single output, and it is not multi-label.
+            ValueError: the outputs are numbers, or the model has a single one, and it is not multi-label.
         """
         if not self.has_probabilities:
-            raise ValueError("a single output has no probability, unless the model is multi_label.")
+            several = self.num_classes > 1
+            what = (
+                "the outputs of a regression have no probabilities" if several else "a single output has no probability"
+            )
+            raise ValueError(f"{what}{'' if self.regression else ', unless the model is multi_label'}.")
         return (jax.nn.sigmoid if self.multi_label else jax.nn.softmax)(jnp.asarray(logits))
 
     def class_name(self, index: int) -> str:
         """The name of a class, or its number where classes have no names."""
-        unnamed = f"class {index}" if self.has_probabilities else "output"
+        unnamed = (
+            f"class {index}" if self.has_probabilities else f"output {index}" if self.num_classes > 1 else "output"
+        )
         return self.class_names[index] if self.class_names else unnamed
 
     def caption(self, target: ArrayLike, logits: np.ndarray) -> Caption:
@@ -102,7 +113,7 @@ class Labels:
             logits: ``[C]``.
 
         Returns:
-            A class's name and probability, or the output itself, if there is but one; of weights, the name of the
+            A class's name and probability, or the output itself, if it is a number; of weights, the name of the
             largest and what it is set against, and the weighted sum of the logits.
         """
         weights = np.asarray(target)

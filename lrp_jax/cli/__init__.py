@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import jax
 
 from lrp_jax.cli import attribute, compare, conservation, convert, evaluate, explain, export, gallery, methods
-from lrp_jax.cli.console import FAILED, MISUSED, one_line
+from lrp_jax.cli.console import FAILED, MISUSED, one_line, warnings_told
 from lrp_jax.cli.interrupts import Watch
 from lrp_jax.version import __version__
 
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     watch = Watch()
     try:
-        with watch:
+        with watch, warnings_told():
             return options.run(options)
     except KeyboardInterrupt as error:
         return watch.end(error)

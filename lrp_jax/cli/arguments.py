@@ -15,6 +15,8 @@ from lrp_jax.files import DATA
 from lrp_jax.labels import Labels, Vocabulary
 from lrp_jax.methods import METHODS
 
+_OUTPUTS = 8  # of a regression, at most, that are explained without being named
+
 
 class Collect(argparse.Action):
     """Collects options that are given in one mapping, each under its ``const``."""
@@ -47,16 +49,27 @@ def add_classes(command: argparse.ArgumentParser, *, default: str = "") -> None:
         action="append",
         metavar="CLASS",
         help="explain this class, by name or index; may be given several times (default: "
-        f"{default}the most probable ones)",
+        f"{default}the most probable ones; of a regression all)",
     )
     command.add_argument(
-        "--top-k", type=positive, metavar="K", help="explain the K most probable classes (default: 2, if it has two)"
+        "--top-k",
+        type=positive,
+        metavar="K",
+        help="explain the K most probable classes, instead of --target (default: 2, if it has two)",
     )
 
 
 def targets_in(options: argparse.Namespace, labels: Labels, vocabulary: Vocabulary) -> tuple[list[int], int]:
     """The classes of ``--target``, each once, and how many of the most probable ones to explain without."""
+    if options.target and options.top_k:
+        raise ValueError("--target and --top-k exclude each other: the classes are given, or the most probable ones.")
     classes = list(dict.fromkeys(class_index("--target", word, vocabulary) for word in options.target or ()))
+    if labels.regression:
+        if options.top_k:
+            raise ValueError("--top-k is for classes: the model's outputs are numbers, none is the most probable.")
+        if not classes and labels.num_classes > _OUTPUTS:
+            raise ValueError(f"the model's {labels.num_classes} outputs are numbers: say by --target which to explain.")
+        classes = classes or list(range(labels.num_classes))
     count = options.top_k or min(2, labels.num_classes)
     if count > labels.num_classes:
         raise ValueError(f"--top-k must be at most the model's {labels.num_classes} classes, got {count}.")
@@ -115,12 +128,29 @@ def add_images(command: argparse.ArgumentParser) -> None:
     command.add_argument("images", nargs="*", type=Path, metavar="IMAGE", help="a picture, or a folder of pictures")
 
 
-def pictures_named(arguments: Sequence[Path]) -> list[Path]:
-    """The files named, and those in the folders named; without any, those that come with the package."""
+def add_levels(command: argparse.ArgumentParser) -> None:
+    """``--levels``."""
+    command.add_argument(
+        "--levels",
+        nargs=2,
+        type=float,
+        metavar=("BLACK", "WHITE"),
+        help="the samples that are black and white in pictures of more than 8 bits, such as 0 4095 (default: as the "
+        "file says, else all of its 16 bits)",
+    )
+
+
+def pictures_named(arguments: Sequence[Path], *, bands: bool = False) -> list[Path]:
+    """The files named, and those in the folders named; without any, those that come with the package.
+
+    Args:
+        arguments: files and folders.
+        bands: whether arrays in folders, ``.npy``, are pictures too, of more bands than other files have.
+    """
     paths = []
     for argument in arguments or [DATA / "examples"]:
         if argument.is_dir():
-            paths += pictures_in(argument)
+            paths += pictures_in(argument, others=(".npy",) if bands else ())
         elif argument.exists():
             paths.append(argument)
         else:

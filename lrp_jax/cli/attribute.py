@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from lrp_jax.cli.arguments import add_batch_size, add_method, add_model, positive
-from lrp_jax.cli.console import FAILED, one_line, progress
+from lrp_jax.cli.arguments import add_batch_size, add_levels, add_method, add_model, positive
+from lrp_jax.cli.console import FAILED, one_line, progress, say, warn
 from lrp_jax.cli.models import load_model
 from lrp_jax.files import needs
 from lrp_jax.jobs import DTYPES, Progress, Report, StoreError, attribute, join, open_source
@@ -44,6 +44,7 @@ def add(commands: Any) -> None:
         "jpg or rgb.png; '*': every picture is an image of its own (default: the one picture of each sample)",
     )
     command.add_argument("--out", required=True, metavar="MAPS.zarr", help="the store: a folder, or gs:// or s3://")
+    add_levels(command)
     add_model(command)
     command.add_argument(
         "--target",
@@ -84,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
     needs("tensorstore", extra="jobs")
     if options.target and options.top_k:
         raise ValueError("--target and --top-k exclude each other: the classes are given, or the most probable ones.")
-    source = open_source(options.input, member=options.member)
+    source = open_source(options.input, member=options.member, levels=options.levels)
     index, count = _processes(options)
     if options.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
@@ -157,11 +158,11 @@ def _waits(state: Progress) -> str:
 def _print_report(out: str, report: Report) -> None:
     state = report.progress
     rate = f" in {state.seconds:.1f} s, {state.explained / state.seconds:.3g} images/s; " if state.seconds else ""
-    print(f"{out}: {state.explained:,} images explained{rate}{_waits(state)}")
+    say(f"{out}: {state.explained:,} images explained{rate}{_waits(state)}")
     print(f"{state.done:,} of {state.total:,} images are done", end="")
     print(f", {report.remaining:,} are left to other processes" if report.remaining else "")
     print(f"read: zarr.open_group({out!r}, mode='r') after pip install zarr, or xarray.open_zarr({out!r})")
     for name, reason in report.failures[:_NAMED]:
-        print(f"lrp-jax: failed: {name}: {reason}", file=sys.stderr)
+        warn(f"failed: {name}: {reason}")
     if report.failures:
-        print(f"lrp-jax: {len(report.failures)} of {state.total} images failed.", file=sys.stderr)
+        warn(f"{len(report.failures)} of {state.total} images failed.")

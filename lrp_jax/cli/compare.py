@@ -18,6 +18,7 @@ from lrp_jax import metrics
 from lrp_jax.attribution import explain
 from lrp_jax.cli.arguments import (
     add_classes,
+    add_levels,
     add_method_options,
     add_model,
     check_destination,
@@ -25,7 +26,7 @@ from lrp_jax.cli.arguments import (
     flag,
     targets_in,
 )
-from lrp_jax.cli.console import FAILED, one_line, print_table, progress, table
+from lrp_jax.cli.console import FAILED, one_line, print_table, progress, say, table
 from lrp_jax.cli.models import Loaded, load_model
 from lrp_jax.datasets import DigitDataset, example_scenes, scene_pixels, sees_scenes
 from lrp_jax.files import DATA, replacing
@@ -33,7 +34,7 @@ from lrp_jax.labels import Vocabulary
 from lrp_jax.maps import centres, heatmaps, placed
 from lrp_jax.methods import METHODS
 from lrp_jax.model import classify, full_precision, prepared
-from lrp_jax.pictures import Cell, crop, montage, read_image
+from lrp_jax.pictures import Cell, crop, montage, read_image, save
 
 _EXAMPLE = DATA / "examples" / "scene-3.png"  # that of README.md
 # A method is run for each class, and on until it has run so often, unless that takes long; what is quick, for longer.
@@ -62,6 +63,7 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--scene", type=int, metavar="N", help="instead of IMAGE: digit scene N, as lrp-jax evaluate numbers them"
     )
+    add_levels(command)
     add_model(command)
     add_classes(command, default="both digits of a scene, else ")
     command.add_argument(
@@ -86,7 +88,7 @@ def run(options: argparse.Namespace) -> int:
     """Compute the maps method by method, print what they cost, and draw them."""
     _check_output(options)
     settings = _settings(options)
-    given = None if options.scene is not None else read_image(options.image or _EXAMPLE)
+    given = None if options.scene is not None else read_image(options.image or _EXAMPLE, levels=options.levels)
     loaded = load_model(options.model)
     asked, count = targets_in(options, loaded.labels, Vocabulary(loaded.labels))
     bench = _Bench(loaded, _subject(options, loaded, given), asked, count, known=not options.top_k)
@@ -119,8 +121,8 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"there is no map to draw: {'; '.join(left_out)}")
     _print_table(bench, found)
     with replacing(options.output) as temporary:
-        _page(options, bench, found, left_out).save(temporary)
-    print(f"{options.output}: {len(found)} methods, {bench.subject.name}, {bench.said}")
+        save(_page(options, bench, found, left_out), temporary)
+    say(f"{options.output}: {len(found)} methods, {bench.subject.name}, {bench.said}")
     return FAILED if left_out and options.method else 0
 
 

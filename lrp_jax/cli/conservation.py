@@ -10,7 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrp_jax.attribution import most_probable
-from lrp_jax.cli.arguments import add_classes, add_images, add_model, check_destination, pictures_named, targets_in
+from lrp_jax.cli.arguments import (
+    add_classes,
+    add_images,
+    add_levels,
+    add_model,
+    check_destination,
+    pictures_named,
+    targets_in,
+)
 from lrp_jax.cli.models import load_model
 from lrp_jax.conservation import conservation
 from lrp_jax.files import needs
@@ -30,6 +38,7 @@ def add(commands: Any) -> None:
     )
     command.set_defaults(run=run)
     add_images(command)
+    add_levels(command)
     add_model(command)
     add_classes(command)
     command.add_argument(
@@ -50,7 +59,9 @@ def run(options: argparse.Namespace) -> int:
         needs("matplotlib.figure", extra="evaluate")
     model, params, preprocessing, labels = load_model(options.model)
     asked, count = targets_in(options, labels, Vocabulary(labels))
-    pictures = [preprocess(read_image(path), preprocessing) for path in pictures_named(options.images)]
+    pictures = [
+        preprocess(read_image(path, levels=options.levels), preprocessing) for path in pictures_named(options.images)
+    ]
     images = jnp.asarray(np.stack(pictures), jnp.result_type(float))
     targets = jnp.broadcast_to(jnp.asarray(asked, jnp.int32), (len(images), len(asked)))
     report = conservation(

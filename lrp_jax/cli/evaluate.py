@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
-from lrp_jax.cli.arguments import Collect, add_batch_size, add_method, add_model, flag, positive
-from lrp_jax.cli.console import FAILED, print_table, progress, table
+from lrp_jax.cli.arguments import Collect, add_batch_size, add_levels, add_method, add_model, flag, positive
+from lrp_jax.cli.console import FAILED, print_table, progress, say, table, warn
 from lrp_jax.cli.models import load_model
 from lrp_jax.datasets import Dataset, DigitDataset, ImageNetFolder, ImageNetSegmentation, MaskFolder, sees_scenes
 from lrp_jax.evaluate import PROTOCOLS, Protocol, Summary, draw_curves, draw_maps
@@ -44,6 +42,7 @@ def _add_protocol(protocols: Any, protocol: Protocol) -> None:
     command.add_argument(
         "--dataset", default="digits", metavar="DATASET", help=f"'digits', {pictures} (default: digits)"
     )
+    add_levels(command)
     add_model(command)
     add_method(command)
     command.add_argument(
@@ -110,7 +109,7 @@ def run(options: argparse.Namespace) -> int:
     maps = folder / "maps.png"
     if not begun or not maps.exists():
         draw_maps(model, params, measured, maps, **explained, **told)
-    print(f"{summary.images} images, {options.method}: {folder}")
+    say(f"{summary.images} images, {options.method}: {folder}")
     return _tell_skipped(summary, len(dataset))
 
 
@@ -122,20 +121,17 @@ def _print_summary(summary: Summary, dataset: Dataset, labels: Labels) -> None:
     if dataset.labels_per_image > 1:
         print(f"An image has {dataset.labels_per_image} labels: a hit is a label among as many of the largest logits.")
     if "clean accuracy" not in summary.figures:
-        why = "The model has one output" if labels.num_classes == 1 else "The dataset has no labels"
+        outputs = "The model's outputs are numbers" if labels.regression else "The model has one output"
+        why = outputs if labels.regression or labels.num_classes == 1 else "The dataset has no labels"
         print(f"{why}: no clean accuracy.")
 
 
 def _tell_skipped(summary: Summary, total: int) -> int:
     """Name the images that were skipped; the exit status."""
     for image, reason in summary.skipped.items():
-        print(f"lrp-jax: skipped: {image}: {reason}", file=sys.stderr)
+        warn(f"skipped: {image}: {reason}")
     if summary.skipped:
-        print(
-            f"lrp-jax: {len(summary.skipped)} of {total} images were skipped; to try them again, give another "
-            "--output.",
-            file=sys.stderr,
-        )
+        warn(f"{len(summary.skipped)} of {total} images were skipped; to try them again, give another --output.")
     return FAILED if summary.skipped else 0
 
 
@@ -143,19 +139,24 @@ def _dataset(options: argparse.Namespace, preprocessing: Preprocessing, labels: 
     if options.dataset == "digits":
         if not sees_scenes(preprocessing, labels):
             raise ValueError("--dataset digits is for models of digit scenes, such as 'demo'; give another --dataset.")
-        if options.labels or options.crop:
-            raise ValueError("--labels and --crop are for folders of pictures; give a --dataset.")
+        if options.labels or options.crop or options.levels:
+            raise ValueError("--labels, --crop and --levels are for folders of pictures; give a --dataset.")
         return DigitDataset(options.images or 1000)
     path = Path(options.dataset)
     if "masks" in options.protocol.needs:
-        masked = ImageNetSegmentation if path.suffix == ".mat" else MaskFolder
-        return masked(path, preprocessing, images=options.images)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        folder = ImageNetFolder(
-            path, preprocessing, labels, labels=options.labels, images=options.images, squash=not options.crop
-        )
-    for warning in caught:
-        print(f"lrp-jax: warning: {warning.message}", file=sys.stderr)
-    print(folder.note)
+        if path.suffix == ".mat":
+            if options.levels:
+                raise ValueError("--levels is for folders of pictures; those of a .mat have 8 bits.")
+            return ImageNetSegmentation(path, preprocessing, images=options.images)
+        return MaskFolder(path, preprocessing, images=options.images, levels=options.levels)
+    folder = ImageNetFolder(
+        path,
+        preprocessing,
+        labels,
+        labels=options.labels,
+        images=options.images,
+        squash=not options.crop,
+        levels=options.levels,
+    )
+    say(folder.note)
     return folder

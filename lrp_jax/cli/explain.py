@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-import sys
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from lrp_jax.cli.arguments import (
     add_batch_size,
     add_classes,
     add_images,
+    add_levels,
     add_method,
     add_model,
     check_one_map,
@@ -31,14 +32,27 @@ from lrp_jax.cli.arguments import (
     pictures_named,
     targets_in,
 )
-from lrp_jax.cli.console import FAILED, one_line, print_table, progress, table
+from lrp_jax.cli.console import FAILED, add_row, one_line, print_table, progress, table, warn
 from lrp_jax.cli.models import load_model
 from lrp_jax.files import replacing
 from lrp_jax.labels import Caption, Labels, Vocabulary
-from lrp_jax.maps import Centres, centres, placed
+from lrp_jax.maps import centres, placed
 from lrp_jax.methods import METHODS
 from lrp_jax.model import Model, Params
-from lrp_jax.pictures import Preprocessing, crop, panel, read_image
+from lrp_jax.pictures import (
+    Box,
+    PictureNote,
+    Preprocessing,
+    crop,
+    crop_bands,
+    has_bands,
+    in_shape,
+    panel,
+    read_bands,
+    read_image,
+    save,
+    seen_box,
+)
 
 
 def add(commands: Any) -> None:
@@ -47,10 +61,12 @@ def add(commands: Any) -> None:
         "explain",
         help="write a panel for each image: the image and a map for each class explained",
         description="Write a panel for each image: the image and, for each class explained, the overlay of its map. "
-        "Without images, explains the example scenes that come with the package.",
+        "Without images, explains the example scenes that come with the package. For a model of other than 1 or 3 "
+        "channels an image is a TIFF or a .npy of as many bands, of which three are shown.",
     )
     command.set_defaults(run=run)
     add_images(command)
+    add_levels(command)
     add_model(command)
     add_classes(command)
     command.add_argument(
@@ -65,7 +81,16 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--output", type=Path, default=Path("lrp_jax_maps"), metavar="FOLDER", help="(default: %(default)s)"
     )
-    command.add_argument("--npz", action="store_true", help="also write the raw maps of each image as .npz")
+    command.add_argument(
+        "--on-original",
+        action="store_true",
+        help="draw the maps on the whole picture, instead of on the part of it that the model sees",
+    )
+    command.add_argument(
+        "--npz",
+        action="store_true",
+        help="also write the raw maps of each image as .npz, with the box on the picture that they cover",
+    )
     add_batch_size(command, "explained")
 
 
@@ -74,35 +99,46 @@ def run(options: argparse.Namespace) -> int:
     model, params, preprocessing, labels = load_model(options.model)
     check_one_map(options)
     explained = _compiled(model, labels, options)
-    paths = pictures_named(options.images)
+    paths = pictures_named(options.images, bands=preprocessing.channels not in (1, 3))
     panels = _panels(paths, options.output)
     size = min(options.batch_size, len(paths))
     shape = (size, *preprocessing.image_shape)
-    jax.eval_shape(explained, params, jax.ShapeDtypeStruct(shape, jnp.float32))  # the method's own word on its options
     if options.output.exists() and not options.output.is_dir():
         raise ValueError(f"--output must be a folder, {options.output} is a file.")
-    options.output.mkdir(parents=True, exist_ok=True)
 
-    score = "probability" if labels.has_probabilities else "output"
-    rows = table("image", "class", "logit" if options.contrast or options.negate else score, "panel")
-    write = partial(_write, labels=labels, signed=METHODS[options.method].signed, npz=options.npz, cells=centres(model))
+    score = "probability" if labels.has_probabilities else "estimate" if labels.regression else "output"
+    kind = "output" if labels.regression else "class"
+    rows = table("image", kind, "logit" if options.contrast or options.negate else score, "panel")
+    read = partial(_Subject.read, preprocessing=preprocessing, options=options)
+    write = partial(
+        _write,
+        labels=labels,
+        options=options,
+        place=partial(placed, size=preprocessing.image_shape[:2], centres=centres(model)),
+    )
     skipped = []
-    with progress("explaining", len(paths), hidden=len(paths) == size) as (advance, errors):
+    with progress("explaining", len(paths)) as (advance, errors):
+        # The method's own word on its options, before anything is written.
+        jax.eval_shape(explained, params, jax.ShapeDtypeStruct(shape, jnp.float32))
+        options.output.mkdir(parents=True, exist_ok=True)
 
         def skip(path: Path, error: Exception) -> None:
             skipped.append(path)
-            errors.print(f"lrp-jax: skipped: {one_line(error)}", markup=False)
+            said = one_line(error)
+            named = said if path.name in said or panels[path].name in said else f"{one_line(ValueError(path))}: {said}"
+            errors.print(f"lrp-jax: skipped: {named}", markup=False)
 
         for start in range(0, len(paths), size):
-            pictures = _read(paths[start : start + size], preprocessing, skip)
-            if pictures:
+            subjects = _read(paths[start : start + size], read, skip)
+            if subjects:
                 images = np.zeros(shape, np.float32)  # every batch has one size, so that one compilation serves all
-                for b, picture in enumerate(pictures.values()):
-                    images[b] = preprocessing.image(picture)
+                for b, subject in enumerate(subjects.values()):
+                    images[b] = subject.image
                 results = jax.tree.map(np.asarray, explained(params, images))
-                for b, (path, picture) in enumerate(pictures.items()):
+                for b, (path, subject) in enumerate(subjects.items()):
                     try:
-                        captions = write(panels[path], picture, {name: of[b] for name, of in results.items()})
+                        found = {name: of[b] for name, of in results.items()}
+                        captions = write(panels[path], subject, found)
                     except OSError as error:
                         skip(path, error)
                     else:
@@ -111,48 +147,108 @@ def run(options: argparse.Namespace) -> int:
     if rows.row_count:
         print_table(rows)
     if skipped:
-        print(f"lrp-jax: {len(skipped)} of {len(paths)} images were skipped.", file=sys.stderr)
+        warn(f"{len(skipped)} of {len(paths)} images were skipped.")
     return FAILED if skipped else 0
 
 
+class _Subject(NamedTuple):
+    """What is explained.
+
+    Attributes:
+        image: as it enters the model.
+        shown: what is drawn, the part that the model sees or the whole picture.
+        size: width and height of the picture.
+        box: the part of it that the model sees.
+    """
+
+    image: np.ndarray
+    shown: Image.Image
+    size: tuple[int, int]
+    box: Box
+
+    @classmethod
+    def read(cls, path: Path, *, preprocessing: Preprocessing, options: argparse.Namespace) -> _Subject:
+        """The picture of a file, or its bands."""
+        if has_bands(path, preprocessing.channels):
+            return cls._of_bands(path, preprocessing, options)
+        if preprocessing.channels not in (1, 3):
+            raise ValueError(
+                f"{path} is no TIFF and no .npy: expected one of the model's {preprocessing.channels} bands."
+            )
+        whole = read_image(path, levels=options.levels)
+        box, seen = seen_box(whole.size, preprocessing), crop(whole, preprocessing)
+        shown = whole if options.on_original else in_shape(seen, box)
+        return cls(preprocessing.image(seen), shown, whole.size, box)
+
+    @classmethod
+    def _of_bands(cls, path: Path, preprocessing: Preprocessing, options: argparse.Namespace) -> _Subject:
+        found = read_bands(path, preprocessing.channels, levels=options.levels)
+        rows, cols, channels = preprocessing.image_shape
+        if found.dtype == np.float64:  # an image that is normalised already
+            if found.shape != (rows, cols, channels) or not np.isfinite(found).all():
+                raise ValueError(
+                    f"{path} holds floating-point numbers, an image that is normalised for the model: expected finite "
+                    f"ones of the shape {(rows, cols, channels)}, got {found.shape}; of pixels, --levels says what is "
+                    "black and what is white."
+                )
+            image, whole = found.astype(np.float32), preprocessing.pixels(found)
+            seen, box = whole, (0.0, 0.0, float(cols), float(rows))
+        else:
+            whole, seen = found, crop_bands(found, preprocessing)
+            image, box = preprocessing.normalise(seen), seen_box((found.shape[1], found.shape[0]), preprocessing)
+        if channels not in (1, 3):
+            bands = "band 1" if channels == 2 else "bands 1, 2 and 3 as red, green and blue"
+            warnings.warn(PictureNote(str(path), f"has {channels} bands: the panel shows {bands}."), stacklevel=2)
+        drawn = whole if options.on_original else seen
+        pixels = (255 * drawn[..., : 3 if channels >= 3 else 1]).round().astype(np.uint8)
+        shown = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+        return cls(image, shown if options.on_original else in_shape(shown, box), (whole.shape[1], whole.shape[0]), box)
+
+
 def _read(
-    paths: Sequence[Path], preprocessing: Preprocessing, skip: Callable[[Path, Exception], None]
-) -> dict[Path, Image.Image]:
-    """The pictures of a batch that can be read, as the model sees them."""
-    pictures = {}
+    paths: Sequence[Path], read: Callable[[Path], _Subject], skip: Callable[[Path, Exception], None]
+) -> dict[Path, _Subject]:
+    """The pictures of a batch that can be read."""
+    subjects = {}
     for path in paths:
         try:
-            pictures[path] = crop(read_image(path), preprocessing)
+            subjects[path] = read(path)
         except (OSError, ValueError) as error:
             skip(path, error)
-    return pictures
+    return subjects
 
 
 def _write(
     path: Path,
-    picture: Image.Image,
+    subject: _Subject,
     result: dict[str, np.ndarray],
     *,
     labels: Labels,
-    signed: bool,
-    npz: bool,
-    cells: Centres | None,
+    options: argparse.Namespace,
+    place: Callable[[np.ndarray], Any],
 ) -> list[Caption]:
     """Write the panel (and the raw maps) of one picture; what each map explains."""
     captions = [labels.caption(target, result["logits"]) for target in result["targets"]]
-    maps = placed(result["relevance"], (picture.height, picture.width), cells)
+    drawn = panel(
+        subject.shown,
+        place(result["relevance"]),
+        list(map(str, captions)),
+        signed=METHODS[options.method].signed,
+        title=options.method,
+        box=subject.box if options.on_original else None,
+    )
     with replacing(path) as temporary:
-        panel(picture, maps, list(map(str, captions)), signed=signed).save(temporary)
-    if npz:
+        save(drawn, temporary)
+    if options.npz:
         with replacing(path.with_suffix(".npz")) as temporary:
-            np.savez_compressed(temporary, allow_pickle=False, **result)
+            np.savez_compressed(temporary, allow_pickle=False, **result, box=subject.box, size=subject.size)
     return captions
 
 
 def _add_rows(rows: Table, path: Path, panel: Path, captions: Sequence[Caption]) -> None:
     for k, caption in enumerate(captions):
         names = ("", "") if k else (str(path), str(panel))
-        rows.add_row(names[0], caption.name, f"{caption.score:.4f}", names[1])
+        add_row(rows, names[0], caption.name, f"{caption.score:.4f}", names[1])
 
 
 def _compiled(
@@ -165,6 +261,8 @@ def _compiled(
     for (first, second), words in zip(contrasts, options.contrast or (), strict=True):
         if first == second:
             raise ValueError(f"--contrast must name two classes, got {words[0]!r} and {words[1]!r}.")
+    if contrasts and not options.target:
+        classes = []
     one_hot = np.eye(labels.num_classes, dtype=np.float32)
     sign = -1 if options.negate else 1
     firsts, seconds = np.array(contrasts, int).reshape(-1, 2).T

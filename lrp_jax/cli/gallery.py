@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
 from lrp_jax.cli.arguments import positive
-from lrp_jax.cli.console import progress
+from lrp_jax.cli.console import progress, say, warn
 from lrp_jax.jobs import Store, open_source
 from lrp_jax.jobs.page import LIMIT, gallery
 
@@ -41,9 +40,10 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"{options.out} is not empty: --force writes into it.")
     source = None
     if options.input:
-        member = Store(options.store).about.get("settings", {}).get("member")
-        source = open_source(options.input, member=member)
-    with progress("drawing", options.images) as (advance, _):
+        settings = Store(options.store).about.get("settings", {})
+        levels = settings.get("levels")
+        source = open_source(options.input, member=settings.get("member"), levels=levels and tuple(levels))
+    with progress("drawing", options.images, first="the store is read") as (advance, _):
         page = gallery(
             options.store,
             options.out,
@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
             progress=lambda done, total: advance(done, total=total),
         )
     if page.missing:
-        print(f"lrp-jax: warning: {len(page.missing)} pictures are not there: {page.missing[0]}, ...", file=sys.stderr)
+        warn(f"warning: {len(page.missing)} pictures are not there: {page.missing[0]}, ...")
     some = "" if page.images == page.explained else f" of {page.explained:,}, evenly spaced"
-    print(f"{options.out / 'index.html'}: {page.images:,} images{some}, {page.failed:,} failures")
+    say(f"{options.out / 'index.html'}: {page.images:,} images{some}, {page.failed:,} failures")
     return 0

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Collection, Iterator
 from pathlib import Path, PurePath
 from typing import NamedTuple, Protocol
 
@@ -13,7 +14,16 @@ import numpy as np
 from PIL import Image
 
 from lrp_jax.checks import listed
-from lrp_jax.pictures import Preprocessing, picture_suffixes, preprocess
+from lrp_jax.pictures import (
+    Levels,
+    PictureNote,
+    Preprocessing,
+    checked_levels,
+    is_own,
+    picture_suffixes,
+    preprocess,
+    read_image,
+)
 
 # By archives of macOS, by network drives, by Windows and by Linux.
 _LEFT_BEHIND = {
@@ -73,15 +83,22 @@ class Pictures:
         preprocessing: of the model.
         squash: whether they are resized to the model's size as the paper's evaluation does, without a crop.
         images: how many to take, evenly spaced; None: all.
+        levels: the samples that are black and white in pictures of more than 8 bits: :func:`lrp_jax.read_image`.
     """
 
     labels_per_image = 1
     masks_of_labels = False
 
     def __init__(
-        self, path: str | os.PathLike[str], preprocessing: Preprocessing, *, squash: bool, images: int | None
+        self,
+        path: str | os.PathLike[str],
+        preprocessing: Preprocessing,
+        *,
+        squash: bool,
+        images: int | None,
+        levels: Levels | None = None,
     ) -> None:
-        self.path, self.limit = Path(path), images
+        self.path, self.limit, self.levels = Path(path), images, checked_levels(levels)
         if not self.path.exists():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
         self.squash, self.preprocessing = squash, preprocessing
@@ -94,7 +111,12 @@ class Pictures:
     @property
     def name(self) -> str:
         """Where they are, and how they are prepared."""
-        return f"{self.path.resolve()}, {'squashed' if self.squash else 'cropped'}"
+        levels = "" if self.levels is None else f", levels {self.levels[0]:g} to {self.levels[1]:g}"
+        return f"{self.path.resolve()}, {'squashed' if self.squash else 'cropped'}{levels}"
+
+    def read(self, path: Path) -> Image.Image:
+        """A picture of the dataset."""
+        return read_image(path, levels=self.levels)
 
     def spaced(self, total: int) -> list[int]:
         """At most ``self.limit`` of so many, evenly spaced."""
@@ -115,12 +137,13 @@ def spaced(limit: int, total: int) -> list[int]:
     return [i * total // n for i in range(n)]
 
 
-def pictures_in(folder: str | os.PathLike[str], *, nested: bool = False) -> list[Path]:
-    """The pictures of a folder, sorted; hidden ones, and what systems leave behind, are none.
+def pictures_in(folder: str | os.PathLike[str], *, nested: bool = False, others: Collection[str] = ()) -> list[Path]:
+    """The pictures of a folder, sorted; hidden ones, and what systems and this library leave behind, are none.
 
     Args:
         folder: the folder.
         nested: also those of the folders in it.
+        others: suffixes of files that are pictures too.
 
     Returns:
         Their paths.
@@ -129,24 +152,29 @@ def pictures_in(folder: str | os.PathLike[str], *, nested: bool = False) -> list
         OSError: there is no such folder.
         ValueError: it holds no pictures.
     """
-    found = list(walk(Path(folder), nested=nested))
+    found = list(walk(Path(folder), nested=nested, others=others))
     if not found:
-        others = [path.name for path in sorted(Path(folder).iterdir()) if not is_left_behind(path)]
-        only = f", only {listed(others, 3)}" if others else ""
+        left = [path.name for path in sorted(Path(folder).iterdir()) if not is_left_behind(path)]
+        only = f", only {listed(left, 3)}" if left else ""
         raise ValueError(f"{folder}: the folder holds no pictures{only}.")
     return found
 
 
-def walk(folder: Path, *, nested: bool) -> Iterator[Path]:
-    """The pictures of a folder, sorted, and of the folders in it, links aside: they can lead round in circles."""
+def walk(folder: Path, *, nested: bool, others: Collection[str] = ()) -> Iterator[Path]:
+    """The pictures of a folder, sorted, and of the folders in it, links aside: they can lead round in circles.
+
+    A note says which were written by this library, as panels, and left aside.
+    """
     for path in sorted(folder.iterdir()):
         if is_left_behind(path):
             continue
         if not path.is_dir():
-            if path.suffix.lower() in picture_suffixes():
+            if is_own(path):
+                warnings.warn(PictureNote(str(path), "was written by lrp_jax, and is left aside."), stacklevel=2)
+            elif path.suffix.lower() in {*picture_suffixes(), *others}:
                 yield path
         elif nested and not path.is_symlink():
-            yield from walk(path, nested=True)
+            yield from walk(path, nested=True, others=others)
 
 
 def is_left_behind(path: PurePath) -> bool:

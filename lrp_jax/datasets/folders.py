@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from lrp_jax.checks import listed
 from lrp_jax.datasets.base import Pictures, Sample, pictures_in
 from lrp_jax.datasets.label_files import paired
-from lrp_jax.pictures import Preprocessing, read_image, read_mask
+from lrp_jax.pictures import Levels, Preprocessing, read_mask
 
 
 class MaskFolder(Pictures):
@@ -20,6 +20,7 @@ class MaskFolder(Pictures):
         path: the folder that holds both.
         preprocessing: of the model; pictures and masks are resized to its size, as in the paper, without a crop.
         images: how many to take, evenly spaced; None: all.
+        levels: the samples that are black and white in pictures of more than 8 bits: :func:`lrp_jax.read_image`.
 
     Raises:
         OSError: there is no such folder.
@@ -27,9 +28,14 @@ class MaskFolder(Pictures):
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], preprocessing: Preprocessing, *, images: int | None = None
+        self,
+        path: str | os.PathLike[str],
+        preprocessing: Preprocessing,
+        *,
+        images: int | None = None,
+        levels: Levels | None = None,
     ) -> None:
-        super().__init__(path, preprocessing, squash=True, images=images)
+        super().__init__(path, preprocessing, squash=True, images=images, levels=levels)
         masks, pictures = pictures_in(self.path / "masks"), pictures_in(self.path / "images")
         image_names, mask_names = ([PurePosixPath(path.name) for path in paths] for paths in (pictures, masks))
         found = paired(image_names, mask_names, lambda i: str(masks[i]))
@@ -52,4 +58,4 @@ class MaskFolder(Pictures):
     def sample(self, i: int) -> Sample:
         """Picture i and its mask."""
         image, mask = self.pairs[i]
-        return self.masked(read_image(image), read_mask(mask))
+        return self.masked(self.read(image), read_mask(mask))

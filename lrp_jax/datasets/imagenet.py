@@ -16,7 +16,7 @@ from lrp_jax.datasets.conventions import ORDERS, described, of_folders
 from lrp_jax.datasets.label_files import of_pictures
 from lrp_jax.files import needs
 from lrp_jax.labels import Labels
-from lrp_jax.pictures import Preprocessing, preprocess, read_image
+from lrp_jax.pictures import Levels, Preprocessing, preprocess
 
 
 class ImageNetSegmentation(Pictures):
@@ -87,6 +87,7 @@ class ImageNetFolder(Pictures):
         labels: the file of labels; None: a folder a class.
         images: how many pictures to take, evenly spaced; None: all.
         squash: resize to the model's size as the paper's evaluation does; else resize and crop as for the model.
+        levels: the samples that are black and white in pictures of more than 8 bits: :func:`lrp_jax.read_image`.
 
     Attributes:
         note: which classes the folders were taken for, or what was read of the file.
@@ -106,8 +107,9 @@ class ImageNetFolder(Pictures):
         labels: str | os.PathLike[str] | None = None,
         images: int | None = None,
         squash: bool = True,
+        levels: Levels | None = None,
     ) -> None:
-        super().__init__(path, preprocessing, squash=squash, images=images)
+        super().__init__(path, preprocessing, squash=squash, images=images, levels=levels)
         described_by = preprocessing if classes is None else classes
         if not isinstance(described_by, Labels):
             raise ValueError(f"classes must be Labels, for a model without a ViTConfig; got {classes!r}.")
@@ -132,7 +134,7 @@ class ImageNetFolder(Pictures):
     def sample(self, i: int) -> Sample:
         """Picture i and its class."""
         picture, label = self.pictures[i]
-        return Sample(preprocess(read_image(picture), self.preprocessing), np.array([label]), None)
+        return Sample(preprocess(self.read(picture), self.preprocessing), np.array([label]), None)
 
     def _by_folder(self) -> list[tuple[Path, int]]:
         folders = sorted(folder for folder in self.path.iterdir() if folder.is_dir() and not is_left_behind(folder))

@@ -224,8 +224,10 @@ def _run(
 ) -> list[Record]:
     """Evaluate the images that a folder has no results of; the records of all."""
     dataset, classes = study.dataset, study.labels.num_classes
-    if correct_only and classes == 1:
-        raise ValueError("correct_only means nothing for a model of one output: it classifies nothing.")
+    classifies = classes > 1 and not study.labels.regression
+    if correct_only and not classifies:
+        outputs = "outputs that are numbers" if classes > 1 else "one output"
+        raise ValueError(f"correct_only means nothing for a model of {outputs}: it classifies nothing.")
     lines = resumed(folder, settings, dataset)
     if correct_only and any(line.get("clean", ()) is None for line in lines):
         raise ValueError(lacks(dataset, "labels", settings["protocol"]))
@@ -236,7 +238,7 @@ def _run(
         found = jax.tree.map(np.asarray, measure(*stacked(dataset, batch, size)) if any(batch) else {})
         new = [
             {"image": dataset.key(start + b)}
-            | (_record(found, b, sample.labels is None or classes == 1) if sample else {"skipped": errors[b]})
+            | (_record(found, b, sample.labels is None or not classifies) if sample else {"skipped": errors[b]})
             for b, sample in enumerate(batch)
         ]
         append(folder, settings, new)

@@ -19,7 +19,7 @@ from lrp_jax.labels import Labels
 from lrp_jax.maps import centres, placed
 from lrp_jax.methods import METHODS
 from lrp_jax.model import Model, Params
-from lrp_jax.pictures import Preprocessing, described, panel
+from lrp_jax.pictures import MARK, Preprocessing, described, panel, save
 
 
 def draw_curves(summary: Summary, path: str | os.PathLike[str]) -> None:
@@ -48,7 +48,7 @@ def draw_curves(summary: Summary, path: str | os.PathLike[str]) -> None:
     axes.legend()
     figure.suptitle(f"{summary.settings['method']}, {summary.settings['dataset']}, {summary.images} images")
     with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=120)
+        figure.savefig(temporary, dpi=120, metadata=MARK)
 
 
 def draw_maps(
@@ -94,9 +94,10 @@ def draw_maps(
         e = explain(model, params, sample.image[None], targets, method=method, **dict(options or {}))
         captions = [str(labels.caption(target, np.asarray(e.logits[0]))) for target in np.asarray(e.targets[0])]
         maps = placed(e.relevance[0], preprocessing.image_shape[:2], centres(model))
-        rows.append(panel(preprocessing.picture(sample.image), maps, captions, signed=METHODS[method].signed))
+        picture, signed = preprocessing.picture(sample.image), METHODS[method].signed
+        rows.append(panel(picture, maps, captions, signed=signed, title=method))
     out = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)))
     for b, row in enumerate(rows):
         out.paste(row, (0, b * row.height))
     with replacing(path) as temporary:
-        out.save(temporary)
+        save(out, temporary)

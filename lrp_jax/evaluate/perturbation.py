@@ -25,9 +25,10 @@ _KINDS = ("accuracy", "probability")
 def measure(study: Study) -> Measure:
     """Hits and probabilities of each label, step by step."""
     model, method_labels = study.model, study.labels
-    if method_labels.num_classes == 1:
+    if method_labels.num_classes == 1 or not method_labels.has_probabilities:
+        outputs = "one output" if method_labels.num_classes == 1 else "outputs that are numbers"
         raise ValueError(
-            "perturbation measures accuracy and probability of a class, which mean nothing for a model of one output."
+            f"perturbation measures accuracy and probability of a class, which mean nothing for a model of {outputs}."
         )
     removed = jnp.asarray(study.preprocessing.normalise(np.zeros(study.preprocessing.channels, np.float32)))
 

@@ -56,8 +56,9 @@ def choose(study: Study, batch_size: int, progress: Callable[[int, int], None]) 
 
 def measure(study: Study) -> Measure:
     """Shares of each map on its own cell, and of the other cells' maps on that one."""
-    if study.labels.num_classes < 2:
-        raise ValueError("pointing compares the maps of different classes, the model has one.")
+    if study.labels.num_classes < 2 or study.labels.regression:
+        found = "one" if study.labels.num_classes < 2 else "outputs that are numbers"
+        raise ValueError(f"pointing compares the maps of different classes, the model has {found}.")
     cells = study.options["cells"]
 
     @jax.jit

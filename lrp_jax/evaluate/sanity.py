@@ -69,8 +69,9 @@ def _shuffled(params: Params, key: Array) -> Params:
 
 def measure(study: Study) -> Measure:
     """Rank correlations of an image's maps."""
-    if study.labels.num_classes < 2:
-        raise ValueError("sanity compares the maps of two classes, the model has one.")
+    if study.labels.num_classes < 2 or study.labels.regression:
+        found = "one" if study.labels.num_classes < 2 else "outputs that are numbers"
+        raise ValueError(f"sanity compares the maps of two classes, the model has {found}.")
     params, stages = study.params, cascade(study)
 
     @jax.jit

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from lrp_jax.checks import visible
 from lrp_jax.datasets import spaced
 from lrp_jax.files import DATA, replacing
 from lrp_jax.jobs.sources import Source, open_source
@@ -25,7 +26,7 @@ from lrp_jax.jobs.store import EXPLAINED, FAILED, Store
 from lrp_jax.labels import Labels
 from lrp_jax.maps import heatmaps
 from lrp_jax.methods import METHODS
-from lrp_jax.pictures import Preprocessing, crop, overlay
+from lrp_jax.pictures import Preprocessing, crop, limits_of, overlay, save, scale_of_colours
 
 LIMIT = 20_000
 _THUMBNAILS = "thumbnails"
@@ -95,10 +96,13 @@ def gallery(
         "title": Path(opened.out).name,
         "about": f"{settings['method']}, model {settings['model']}: {len(shown):,} images{some}, "
         f"{len(failed):,} failed, {int((status == 0).sum()):,} not explained yet",
-        "classes": labels.class_names or [labels.class_name(k) for k in range(labels.num_classes)],
+        "classes": [_shown(labels.class_name(k)) for k in range(labels.num_classes)],
         "percent": labels.has_probabilities,
+        "regression": labels.regression,
+        "signed": drawer.signed,
+        "colours": _colours(drawer.signed),
         "images": columns,
-        "failed": [[_shown(names[i]), why] for i, why in zip(failed, opened.reasons(failed), strict=True)],
+        "failed": [[_shown(names[i]), _shown(why)] for i, why in zip(failed, opened.reasons(failed), strict=True)],
     }
     with replacing(Path(out) / "data.js") as temporary:
         temporary.write_text(f"const GALLERY = {json.dumps(data)};\n")
@@ -128,7 +132,9 @@ def _source(store: Store, source: Source | None) -> Source:
     paths: Sequence[str] = store.about.get("source", ())
     try:
         if paths:
-            return open_source(paths, member=store.about["settings"].get("member"))
+            settings = store.about["settings"]
+            levels = settings.get("levels")
+            return open_source(paths, member=settings.get("member"), levels=levels and tuple(levels))
     except (OSError, ValueError) as error:
         raise ValueError(f"the images of {store.out} are no longer where they were ({error}): say where.") from error
     raise ValueError(f"{store.out} does not say where its images are: say it.")
@@ -136,7 +142,13 @@ def _source(store: Store, source: Source | None) -> Source:
 
 def _shown(name: str) -> str:
     """A name as text, whatever the bytes of the file's."""
-    return name.encode(errors="surrogateescape").decode(errors="replace")
+    return visible(name.encode(errors="surrogateescape").decode(errors="replace"))
+
+
+def _colours(signed: bool) -> list[str]:
+    """The colours of maps from the first to the last, as CSS has them."""
+    pixels = np.asarray(scale_of_colours((9, 1), signed=signed))[0]
+    return [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in pixels.tolist()]
 
 
 class _Drawer:
@@ -166,6 +178,8 @@ class _Drawer:
             for start in range(0, len(shown), 256):
                 some = shown[start : start + 256]
                 maps, targets = self.store.read("relevance", some).astype(np.float32), self.store.read("targets", some)
+                if "scale" in self.store.about["arrays"]:
+                    maps *= self.store.read("scale", some)[..., None, None]
                 logits = self.store.read("logits", some)
                 scores = np.asarray(self.labels.probabilities(logits)) if self.labels.has_probabilities else logits
                 files = [f"{_THUMBNAILS}/{(start + b) // _FOLDER:04d}/{start + b:07d}.jpg" for b in range(len(some))]
@@ -187,12 +201,13 @@ class _Drawer:
     def _draw(self, file: str, i: int, name: str, maps: np.ndarray) -> None:
         """A picture and, beside it, the overlay of each of its maps."""
         picture = self._picture(int(i), name)
-        parts = [picture, *(overlay(picture, heat, signed=self.signed) for heat in maps)]
+        limits = limits_of(maps, signed=self.signed)
+        parts = [picture, *(overlay(picture, heat, signed=self.signed, limits=limits) for heat in maps)]
         strip = Image.new("RGB", (sum(part.width + 4 for part in parts) - 4, self.size[1]), "white")
         for i, part in enumerate(parts):
             strip.paste(part, (i * (self.size[0] + 4), 0))
         with replacing(self.out / file) as temporary:
-            strip.save(temporary, quality=85)
+            save(strip, temporary, quality=85)
 
     def _picture(self, i: int, name: str) -> Image.Image:
         try:

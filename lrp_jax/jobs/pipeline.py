@@ -20,6 +20,7 @@ from lrp_jax.jobs.sources import Source
 from lrp_jax.jobs.store import Store
 from lrp_jax.jobs.work import Work
 from lrp_jax.meshes import entered
+from lrp_jax.pictures import Box
 
 #: Why an image has no map although it can be read.
 NOT_FINITE = "its logits or its map are not finite."
@@ -48,17 +49,21 @@ class Progress:
 
 
 class _Batch(NamedTuple):
-    """Images of the source, and what they are; zeros behind them, and where one could not be read."""
+    """Images of the source, and what they are; zeros behind them, and where one could not be read.
+
+    Boxes ``[b, 4]`` say which part of its picture each image is; NaN where one could not be read.
+    """
 
     places: list[int]
     images: np.ndarray
+    boxes: np.ndarray
     failures: dict[int, str]
 
 
 def _batches(work: Work, places: Sequence[int], size: int, state: Progress) -> Iterator[_Batch]:
     """Batches of one shape, some of them read ahead."""
     pool = ThreadPoolExecutor(min(32, (os.cpu_count() or 1) + 2))
-    asked: collections.deque[tuple[list[int], list[Future[np.ndarray | str]]]] = collections.deque()
+    asked: collections.deque[tuple[list[int], list[Future[tuple[np.ndarray, Box] | str]]]] = collections.deque()
     starts = iter(range(0, len(places), size))
     try:
         while True:
@@ -73,13 +78,13 @@ def _batches(work: Work, places: Sequence[int], size: int, state: Progress) -> I
             with _waiting(state, "input"):
                 found = [future.result() for future in futures]
             images = np.zeros((size, *work.preprocessing.image_shape), work.computed)
-            failures = {}
-            for b, image in enumerate(found):
-                if isinstance(image, str):
-                    failures[b] = image
+            boxes, failures = np.full((len(some), 4), np.nan), {}
+            for b, one in enumerate(found):
+                if isinstance(one, str):
+                    failures[b] = one
                 else:
-                    images[b] = image
-            yield _Batch(some, images, failures)
+                    images[b], boxes[b] = one
+            yield _Batch(some, images, boxes, failures)
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -134,6 +139,7 @@ def run(
         batch, results = computing.popleft()
         with _waiting(state, "device"):
             rows = {name: np.array(x[: len(batch.places)]) for name, x in jax.device_get(results).items()}
+            rows["box"] = batch.boxes
         writer.take(batch, rows)
         state.done, state.failed = state.done + len(batch.places), state.failed + len(batch.failures)
         state.explained += len(batch.places) - len(batch.failures)

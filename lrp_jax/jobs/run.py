@@ -136,6 +136,10 @@ def _opened(
         store.create(settings, described_by, names, layouts, shard)
     if difference := changed(store.about["settings"], settings):
         raise ValueError(f"{store.out} holds maps of other settings ({difference}): give it another place.")
+    if missing := sorted(layouts.keys() - store.about["arrays"].keys()):
+        raise ValueError(
+            f"{store.out} was begun by an earlier version, without {', '.join(missing)}: give it another place."
+        )
     if not store.is_of(names):
         work.source = _of_store(store, work.source)
     store.keep_names(work.source.names)
@@ -173,6 +177,10 @@ def _checked(targets: ArrayLike | None, work: Work, batch_size: int, process: tu
     if not 0 <= process[0] < process[1]:
         raise ValueError(f"process must be (which, how many), the first from 0 and below the second; got {process}.")
     if targets is None:
+        if work.labels.regression and classes > 1:
+            raise ValueError(
+                f"the model's {classes} outputs are numbers: targets (--target) must say which to explain."
+            )
         return None
     if work.top_k != 1:
         raise ValueError("targets and top_k exclude each other: the classes are given, or the most probable ones.")
@@ -211,7 +219,7 @@ def _of_store(store: Store, source: Source) -> Source:
         )
     more, fewer = sorted(set(names) - set(stored)), sorted(set(stored) - set(names))
     if isinstance(source, Pictures) and fewer and not more:
-        return Pictures(stored, source.root, source.inputs)
+        return Pictures(stored, source.root, source.inputs, levels=source.levels)
     those = f"{len(more)} images of the input are not in it, {len(fewer)} of its images are not in the input"
     first = f"; first {[*more, *fewer][0]}" if more or fewer else ", but their order or number is another"
     raise ValueError(f"{store.out} is of other images ({those}{first}): give it another place.")
@@ -237,7 +245,7 @@ def _remaining(store: Store, work: Work, shards: Sequence[int]) -> list[int]:
     reasons = store.reasons(failed)
     again = [i for i, reason in zip(failed, reasons, strict=True) if reason != NOT_FINITE]
     with ThreadPoolExecutor() as pool:
-        can_be_read = [isinstance(found, np.ndarray) for found in pool.map(work.read, again)]
+        can_be_read = [not isinstance(found, str) for found in pool.map(work.read, again)]
     for shard in sorted({i // store.shard for i, can in zip(again, can_be_read, strict=True) if can}):
         store.mark(shard, 0)
         todo.append(shard)

@@ -6,7 +6,6 @@ import hashlib
 import io
 import math
 import os
-import stat
 import tarfile
 import zipfile
 import zlib
@@ -20,7 +19,7 @@ from PIL import Image
 from lrp_jax.checks import listed
 from lrp_jax.datasets import is_left_behind, pictures_in
 from lrp_jax.files import read_text
-from lrp_jax.pictures import Preprocessing, picture_suffixes, preprocess, read_image
+from lrp_jax.pictures import Levels, Preprocessing, checked_levels, picture_suffixes, preprocess, read_image
 
 _SAMPLED = 64  # images of an array, by which another is told from it
 
@@ -64,6 +63,7 @@ class Pictures:
         names: their paths, seen from ``root``.
         root: a folder.
         inputs: what they were found by.
+        levels: the samples that are black and white in pictures of more than 8 bits: :func:`lrp_jax.read_image`.
     """
 
     def __init__(
@@ -71,9 +71,12 @@ class Pictures:
         names: Sequence[str],
         root: str | os.PathLike[str] = ".",
         inputs: Sequence[str | os.PathLike[str]] = (),
+        *,
+        levels: Levels | None = None,
     ) -> None:
         self.names, self.root, self.inputs = list(names), Path(root), list(map(os.path.abspath, inputs))
-        self.kind = {"input": "pictures"}
+        self.levels = checked_levels(levels)
+        self.kind = {"input": "pictures"} | _said(levels)
 
     def size(self, i: int) -> int:
         """How many bytes picture i has; -1 if it is not there."""
@@ -84,10 +87,7 @@ class Pictures:
 
     def read(self, i: int) -> Image.Image:
         """Picture i, upright."""
-        path = self.root / self.names[i]
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
-            raise ValueError(f"{path} is no file.")
-        return read_image(path)
+        return read_image(self.root / self.names[i], levels=self.levels)
 
 
 class ArrayFile:
@@ -186,16 +186,24 @@ class TarShards:
         member: which member of each sample is explained, what follows the key: ``"jpg"``, ``"rgb.png"``. None: the
             one picture, or the one of several that has no second dot. ``"*"``: every picture is an image of its own,
             under its whole name.
+        levels: as of :class:`Pictures`.
 
     Raises:
         OSError: there is no such file.
         ValueError: it is no tar file, is compressed, or holds no pictures; or samples have several pictures.
     """
 
-    def __init__(self, paths: Sequence[str | os.PathLike[str]], *, member: str | None = None) -> None:
+    def __init__(
+        self,
+        paths: Sequence[str | os.PathLike[str]],
+        *,
+        member: str | None = None,
+        levels: Levels | None = None,
+    ) -> None:
         self.paths, self.inputs = [Path(path) for path in paths], list(map(os.path.abspath, paths))
         self.member = member if member is None else member.removeprefix(".").lower()
-        self.kind = {"input": "tar shards"} | ({} if self.member is None else {"member": self.member})
+        self.levels = checked_levels(levels)
+        self.kind = {"input": "tar shards"} | ({} if self.member is None else {"member": self.member}) | _said(levels)
         self.names: list[str] = []
         self.members: list[tuple[int, Member | None]] = []
         folder = os.path.commonpath([os.path.dirname(path) for path in self.inputs])
@@ -281,7 +289,11 @@ class TarShards:
         if member is None:
             raise ValueError(f"{self.names[i]} has no picture {self.member or 'of its own'}, others only.")
         data = _part(self.paths[shard], member.offset, member.size)
-        return read_image(io.BytesIO(data), name=f"{self.paths[shard].name}/{member.name}")
+        return read_image(io.BytesIO(data), name=f"{self.paths[shard].name}/{member.name}", levels=self.levels)
+
+
+def _said(levels: Levels | None) -> dict[str, Any]:
+    return {} if levels is None else {"levels": list(levels)}
 
 
 def _levels(name: PurePosixPath) -> list[PurePosixPath]:
@@ -297,13 +309,16 @@ def _part(path: Path, offset: int, size: int) -> bytes:
     return data
 
 
-def open_source(inputs: Sequence[str | os.PathLike[str]], *, member: str | None = None) -> Source:
+def open_source(
+    inputs: Sequence[str | os.PathLike[str]], *, member: str | None = None, levels: Levels | None = None
+) -> Source:
     """The images that paths name.
 
     Args:
         inputs: a folder of pictures (with those in its folders) or of tar shards; a ``.txt`` with the path of a picture
             on each line, seen from its folder; a ``.npy`` or ``.npz``; or any number of pictures, or of ``.tar``.
         member: of tar shards, which member of each sample is explained: see :class:`TarShards`.
+        levels: the samples that are black and white in pictures of more than 8 bits: :func:`lrp_jax.read_image`.
 
     Raises:
         OSError: there is no such file or folder.
@@ -315,19 +330,19 @@ def open_source(inputs: Sequence[str | os.PathLike[str]], *, member: str | None 
     if suffixes == {".tar"} or shards:
         if shards and any(p.suffix.lower() in picture_suffixes() for p in paths[0].iterdir()):
             raise ValueError(f"{paths[0]} holds pictures as well as tar files: name those that are meant.")
-        return TarShards(shards or paths, member=member)
+        return TarShards(shards or paths, member=member, levels=levels)
     if member is not None:
         raise ValueError(f"member chooses of the samples of tar shards, and the input is none; got {member!r}.")
     if len(paths) == 1:
         (path,) = paths
         if path.is_dir():
             names = [str(p.relative_to(path).as_posix()) for p in pictures_in(path, nested=True)]
-            return Pictures(names, path, [path])
+            return Pictures(names, path, [path], levels=levels)
         if suffixes == {".txt"}:
             names = [line for line in read_text(path).split("\n") if line.strip()]
             if not names:
                 raise ValueError(f"{path} names no pictures.")
-            return Pictures(names, path.parent, paths)
+            return Pictures(names, path.parent, paths, levels=levels)
         if suffixes <= {".npy", ".npz"}:
             return ArrayFile(path)
     wrong = [str(p) for p in paths if p.suffix.lower() not in picture_suffixes()]
@@ -338,7 +353,7 @@ def open_source(inputs: Sequence[str | os.PathLike[str]], *, member: str | None 
         )
     for path in paths:
         path.stat()
-    return Pictures([str(path) for path in paths], inputs=paths)
+    return Pictures([str(path) for path in paths], inputs=paths, levels=levels)
 
 
 def image_of(found: Image.Image | np.ndarray, preprocessing: Preprocessing, dtype: np.dtype) -> np.ndarray:

@@ -8,6 +8,7 @@ Letters: n images, K targets an image, C classes. The group's attribute ``lrp_ja
 | ``targets`` | int32 ``[n, K]`` | the classes explained; -1 where there are none |
 | ``logits`` | ``[n, C]`` | |
 | ``scale`` | float32 ``[n, K]`` | only beside float16: what relevance is to be multiplied by |
+| ``box`` | float64 ``[n, 4]`` | which part of its picture a map covers: :func:`lrp_jax.pictures.seen_box` |
 | ``names`` | bytes ``[n, longest]`` | of the images, UTF-8, zeros behind |
 | ``status`` | byte ``[n]`` | 0: not yet; 1: explained; 2: could not be read |
 | ``reasons`` | bytes ``[n, 256]`` | why it could not |

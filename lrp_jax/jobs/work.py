@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from PIL import Image
 
 from lrp_jax.attribution import explain, most_probable
 from lrp_jax.jobs.sources import Source, image_of
@@ -19,7 +20,7 @@ from lrp_jax.maps import centres, heatmaps
 from lrp_jax.methods import METHODS
 from lrp_jax.methods.base import is_integer
 from lrp_jax.model import Checked, Model, Params, digest, number_of_classes
-from lrp_jax.pictures import Preprocessing
+from lrp_jax.pictures import Box, Preprocessing, seen_box
 from lrp_jax.version import __version__
 
 DTYPES = ("float32", "float16", "float64")
@@ -89,7 +90,7 @@ class Work:
         return {"relevance": maps.astype(self.dtype), "targets": targets, "logits": logits} | scale
 
     def layouts(self, targets: np.ndarray | None) -> dict[str, Layout]:
-        """Of the arrays that the program fills."""
+        """Of the arrays that the program fills, and of the boxes."""
         axes = {
             "relevance": ("target", "row", "column"),
             "targets": ("target",),
@@ -98,7 +99,8 @@ class Work:
         }
         one = None if targets is None else jnp.asarray(targets[:1] if targets.ndim == 2 else targets[None])
         found = jax.eval_shape(self.program, self.params, self._example(), one)
-        return {name: Layout(str(x.dtype), x.shape[1:], axes[name]) for name, x in found.items()}
+        layouts = {name: Layout(str(x.dtype), x.shape[1:], axes[name]) for name, x in found.items()}
+        return layouts | {"box": Layout("float64", (4,), ("edge",))}
 
     def settings(self, targets: np.ndarray | None) -> dict[str, Any]:
         """What maps depend on, as JSON has it."""
@@ -121,10 +123,14 @@ class Work:
             "jax": jax.__version__,
         }
 
-    def read(self, i: int) -> np.ndarray | str:
-        """Image i; or why it cannot be read."""
+    def read(self, i: int) -> tuple[np.ndarray, Box] | str:
+        """Image i, and which part it is of its picture; or why it cannot be read."""
         try:
-            return image_of(self.source.read(i), self.preprocessing, self.computed)
+            found = self.source.read(i)
+            rows, cols, _ = self.preprocessing.image_shape
+            size = found.size if isinstance(found, Image.Image) else None
+            box = seen_box(size, self.preprocessing) if size else (0.0, 0.0, float(cols), float(rows))
+            return image_of(found, self.preprocessing, self.computed), box
         except (OSError, ValueError) as error:
             return " ".join(str(error).split())
 

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from lrp_jax.pictures.draw import Font, overlay, overlays, scaled, shortened
+from lrp_jax.checks import visible
+from lrp_jax.pictures.draw import GREY, draw_scales, overlays, scaled
+from lrp_jax.pictures.fonts import Font, draw_line, font_for, shortened
 
 # In pixels.
 _WIDTH = 1100  # of a page, about
@@ -18,8 +20,6 @@ _GAP, _SPACE, _MARGIN = 2, 20, 16  # between the overlays of a cell, between cel
 _HEADING, _TITLE, _TEXT = 17, 13, 12  # heights of fonts
 _LINE = 17  # from line to line
 _ROOM = 560  # for what is said beside the picture, at least
-_BAR = (96, 10)  # a scale of colours
-_GREY = (96, 96, 96)
 
 
 class Cell(NamedTuple):
@@ -64,14 +64,14 @@ def montage(
         ValueError: there is no cell, or the number of maps or captions of one is not that of the heads.
     """
     _check(heads, cells)
-    count, text = len(heads), ImageFont.load_default(_TEXT)
+    count = len(heads)
     edge = max(_OVERLAY, (_CELL - _GAP * (count - 1)) // count)
     picture = scaled(picture, edge / picture.width)
     width = count * (edge + _GAP) - _GAP
     columns = min(max(1, round(_WIDTH / (width + _SPACE))), len(cells))
     rows = -(-len(cells) // columns)
     inner = max(columns * (width + _SPACE) - _SPACE, picture.width + _SPACE + _ROOM)
-    feet = [line for note in footnotes for line in _wrapped(note, text, inner)]
+    feet = [line for note in footnotes for line in _wrapped(visible(note), inner)]
     captioned = any(any(cell.captions) for cell in cells)
     height = _LINE + picture.height + (_LINE if captioned else 0)
     top = _MARGIN + max(picture.height, (len(lines) + 3) * _LINE) + _SPACE  # of the heads
@@ -83,14 +83,14 @@ def montage(
     page.image.paste(picture, (_MARGIN, _MARGIN))
     beside = _MARGIN + picture.width + _SPACE
     page.write(lines, beside, inner + _MARGIN - beside)
-    page.draw_scales(beside, _MARGIN + len(lines) * _LINE + 14, {cell.signed for cell in cells})
+    draw_scales(page.image, beside, _MARGIN + len(lines) * _LINE + 14, {cell.signed for cell in cells})
     for i, cell in enumerate(cells):
         left, upper = _MARGIN + i % columns * (width + _SPACE), first + i // columns * (height + _SPACE)
         if i < columns:
             page.caption(heads, left, top, edge)
         page.draw_cell(cell, picture, left, upper, width)
     for i, line in enumerate(feet):
-        page.draw.text((_MARGIN, foot + i * _LINE), line, fill=_GREY, font=text)
+        draw_line(page.draw, (_MARGIN, foot + i * _LINE), line, _TEXT, fill=GREY)
     return page.image
 
 
@@ -111,48 +111,33 @@ class _Page:
     def __init__(self, size: tuple[int, int]) -> None:
         self.image = Image.new("RGB", size, "white")
         self.draw = ImageDraw.Draw(self.image)
-        self.heading, self.title, self.text = map(ImageFont.load_default, (_HEADING, _TITLE, _TEXT))
 
     def write(self, lines: Sequence[str], left: int, width: int) -> None:
         """Lines at the head of the page, the first as a heading."""
         for i, line in enumerate(lines):
-            font, colour, top = (self.text, _GREY, 6) if i else (self.heading, "black", 0)
-            shown = shortened(line, font, width)
-            self.draw.text((left, _MARGIN + i * _LINE + top), shown, fill=colour, font=font)
-
-    def draw_scales(self, left: int, top: int, kinds: set[bool]) -> None:
-        """What the colours of some kinds of maps mean, signed or not."""
-        middle = top + _BAR[1] / 2
-        for signed, (low, high) in {False: ("least", "most relevant"), True: ("against", "for the class")}.items():
-            if signed in kinds:
-                heat = np.tile(np.linspace(-1 if signed else 0, 1, _BAR[0]), (_BAR[1], 1))
-                self.draw.text((left, middle), low, fill=_GREY, font=self.text, anchor="lm")
-                left += round(self.text.getlength(low)) + 6
-                self.image.paste(overlay(Image.new("L", _BAR, 128), heat, signed=signed), (left, top))
-                left += _BAR[0] + 6
-                self.draw.text((left, middle), high, fill=_GREY, font=self.text, anchor="lm")
-                left += round(self.text.getlength(high)) + _SPACE
+            height, colour, top = (_TEXT, GREY, 6) if i else (_HEADING, "black", 0)
+            draw_line(self.draw, (left, _MARGIN + i * _LINE + top), line, height, width=width, fill=colour)
 
     def caption(self, captions: Sequence[str], left: int, top: int, edge: int) -> None:
         """A line in the middle of each overlay of a cell."""
         for k, caption in enumerate(captions):
             place = left + k * (edge + _GAP) + edge / 2, top
-            self.draw.text(place, shortened(caption, self.text, edge), fill=_GREY, font=self.text, anchor="ma")
+            draw_line(self.draw, place, caption, _TEXT, width=edge, fill=GREY, anchor="ma")
 
     def draw_cell(self, cell: Cell, picture: Image.Image, left: int, top: int, width: int) -> None:
         """Name and note, below them the overlays, and their captions."""
-        title = shortened(cell.title, self.title, width - self.text.getlength(cell.note) - _GAP)
         line = top + _LINE - 5
-        self.draw.text((left, line), title, fill="black", font=self.title, anchor="ls")
-        self.draw.text((left + width, line), cell.note, fill=_GREY, font=self.text, anchor="rs")
+        noted = draw_line(self.draw, (left + width, line), cell.note, _TEXT, fill=GREY, anchor="rs")
+        draw_line(self.draw, (left, line), cell.title, _TITLE, width=width - noted - _GAP, anchor="ls")
         for k, part in enumerate(overlays(picture, cell.maps, signed=cell.signed)):
             self.image.paste(part, (left + k * (part.width + _GAP), top + _LINE))
         self.caption(cell.captions, left, top + _LINE + picture.height + 3, picture.width)
 
 
-def _wrapped(text: str, font: Font, width: float) -> list[str]:
+def _wrapped(text: str, width: float) -> list[str]:
     """A paragraph as lines of at most some pixels; a longer word has a line of its own, shortened."""
     lines: list[str] = []
+    font: Font = font_for(text, _TEXT)
     for word in text.split():
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:
             lines[-1] += f" {word}"

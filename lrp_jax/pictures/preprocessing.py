@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from PIL import Image
@@ -89,12 +89,74 @@ class Preprocessing:
 
     def picture(self, image: np.ndarray) -> Image.Image:
         """The picture that an image ``[H, W, channels]`` shows."""
-        pixels = (image * np.asarray(self.std) + np.asarray(self.mean)).clip(0, 1) * 255
-        return Image.fromarray(pixels.round().astype(np.uint8).squeeze())
+        return Image.fromarray((self.pixels(image) * 255).round().astype(np.uint8).squeeze())
+
+    def pixels(self, image: np.ndarray) -> np.ndarray:
+        """The pixels in [0, 1] that an image ``[H, W, channels]`` is made of."""
+        return (image * np.asarray(self.std) + np.asarray(self.mean)).clip(0, 1)
+
+
+#: Left, top, right and bottom edge of a part of a picture, in its pixels. Its own edges are 0 and its width or height.
+Box = tuple[float, float, float, float]
+
+
+class _Plan(NamedTuple):
+    """How a picture of some size is resized and cropped.
+
+    Attributes:
+        first: what is cut out of it before, in whole pixels.
+        size: to which width and height that is resized.
+        corner: left and top of what is cut out of that.
+    """
+
+    first: tuple[int, int, int, int]
+    size: tuple[int, int]
+    corner: tuple[int, int]
+
+
+def _plan(size: tuple[int, int], preprocessing: Preprocessing) -> _Plan:
+    """The plan of a picture of this width and height."""
+    (rows, cols, _), resize = preprocessing.image_shape, preprocessing.resize
+    (width, height), left, top = size, 0, 0
+    # Of a very long strip only the middle is ever seen: not to enlarge it all.
+    longest = 100 * min(size)
+    if max(size) > longest and not isinstance(resize, tuple):
+        width, height = min(width, longest), min(height, longest)
+        left, top = (size[0] - width) // 2, (size[1] - height) // 2
+    first = (left, top, left + width, top + height)
+    if isinstance(resize, tuple):
+        height, width = resize
+    else:
+        scale = max(rows / height, cols / width) if resize is None else resize / min(height, width)
+        # Rounded as torchvision does, here and below: a pixel more or less moves the whole picture.
+        height, width = max(rows, int(height * scale + 1e-6)), max(cols, int(width * scale + 1e-6))
+    return _Plan(first, (width, height), (round((width - cols) / 2), round((height - rows) / 2)))
+
+
+def seen_box(size: tuple[int, int], preprocessing: Preprocessing) -> Box:
+    """The part of a picture that a model sees, and that its maps cover.
+
+    Args:
+        size: width and height of the picture, upright: that of what :func:`lrp_jax.read_image` gives.
+        preprocessing: of the model.
+
+    Returns:
+        Its left, top, right and bottom edge in pixels of the picture, fractions included: column x reaches from x to
+        x + 1, so that (0, 0, width, height) is all of it.
+    """
+    first, (width, height), (left, top) = _plan(size, preprocessing)
+    rows, cols, _ = preprocessing.image_shape
+    across, down = (first[2] - first[0]) / width, (first[3] - first[1]) / height
+    return (
+        first[0] + left * across,
+        first[1] + top * down,
+        first[0] + (left + cols) * across,
+        first[1] + (top + rows) * down,
+    )
 
 
 def crop(picture: Image.Image, preprocessing: Preprocessing) -> Image.Image:
-    """Resize and crop a picture to what the model sees of it.
+    """Resize and crop a picture to what the model sees: :func:`seen_box` says which part that is.
 
     Args:
         picture: the picture.
@@ -109,26 +171,30 @@ def crop(picture: Image.Image, preprocessing: Preprocessing) -> Image.Image:
     modes = {1: "L", 3: "RGB"}
     if preprocessing.channels not in modes:
         raise ValueError(f"a picture has 1 or 3 channels, the model expects {preprocessing.channels}.")
-    picture = picture.convert(modes[preprocessing.channels])
-    (rows, cols, _), resize = preprocessing.image_shape, preprocessing.resize
-    # Of a very long strip only the middle is ever seen: not to enlarge it all.
-    longest = 100 * min(picture.size)
-    if max(picture.size) > longest and not isinstance(resize, tuple):
-        width, height = (min(edge, longest) for edge in picture.size)
-        left, top = (picture.width - width) // 2, (picture.height - height) // 2
-        picture = picture.crop((left, top, left + width, top + height))
-    if isinstance(resize, tuple):
-        height, width = resize
-    else:
-        if resize is None:
-            scale = max(rows / picture.height, cols / picture.width)
-        else:
-            scale = resize / min(picture.height, picture.width)
-        # Rounded as torchvision does, here and below: a pixel more or less moves the whole picture.
-        height, width = max(rows, int(picture.height * scale + 1e-6)), max(cols, int(picture.width * scale + 1e-6))
-    if (width, height) != picture.size:
-        picture = picture.resize((width, height), Image.Resampling[preprocessing.interpolation.upper()])
-    top, left = round((height - rows) / 2), round((width - cols) / 2)
+    return _cut(picture.convert(modes[preprocessing.channels]), preprocessing)
+
+
+def crop_bands(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+    """Resize and crop a picture of any number of bands as :func:`crop` does one of grey or colours.
+
+    Args:
+        pixels: in [0, 1], float32 ``[H, W, channels]``.
+        preprocessing: of the model.
+
+    Returns:
+        Float32 ``[rows, columns, channels]``, in [0, 1].
+    """
+    bands = [np.asarray(_cut(Image.fromarray(band), preprocessing)) for band in np.moveaxis(pixels, -1, 0)]
+    return np.stack(bands, axis=-1).clip(0, 1)
+
+
+def _cut(picture: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    first, size, (left, top) = _plan(picture.size, preprocessing)
+    if first != (0, 0, *picture.size):
+        picture = picture.crop(first)
+    if size != picture.size:
+        picture = picture.resize(size, Image.Resampling[preprocessing.interpolation.upper()])
+    rows, cols, _ = preprocessing.image_shape
     return picture.crop((left, top, left + cols, top + rows))
 
 

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
 import threading
 import warnings
-from typing import IO
+from collections.abc import Callable, Iterator
+from typing import IO, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lrp_jax.files import needs
+from lrp_jax.pictures.depth import Depth, Levels, PictureNote, checked_levels, depth_of, eight_bits
 
+T = TypeVar("T")
+
+_PALETTE = 320  # ColorMap of TIFF 6.0
 _WARNINGS = threading.Lock()  # their filters are the process's, and pictures are read in threads
 
 # Pillow reads HEIF with pillow-heif, and AVIF by itself from 11.3 on; the brands are those at the head of a file.
@@ -27,37 +34,48 @@ def picture_suffixes() -> set[str]:
     return {*read, *_HEIF_SUFFIXES}
 
 
-def read_image(path: str | os.PathLike[str] | IO[bytes], *, name: str | None = None) -> Image.Image:
-    """Read a picture of any kind as upright RGB.
+def read_image(
+    path: str | os.PathLike[str] | IO[bytes], *, name: str | None = None, levels: Levels | None = None
+) -> Image.Image:
+    """Read a picture of any kind as upright RGB of 8 bits.
 
-    Grey, palette and 16-bit pictures become 8-bit RGB, what is transparent becomes white, and the rotation that a
-    camera noted in EXIF is applied.
+    Grey and palette pictures become RGB, what is transparent becomes white, and the rotation that a camera noted in
+    EXIF is applied. Samples of more than 8 bits are scaled: from black to white as ``levels`` says, or else as the file
+    does (SMaxSampleValue, BitsPerSample and MaxSampleValue of TIFF, sBIT of PNG), or else from 0 to 65,535. A
+    :class:`lrp_jax.pictures.PictureNote`, a warning, says so where the file decided, and where the upper bits are not
+    used: 12 bits in a file of 16 look nearly black, until ``levels=(0, 4095)`` says what is white.
 
     Args:
         path: the file, or one that is open for reading bytes.
         name: what errors call an open file.
+        levels: the samples (black, white) of pictures of more than 8 bits; what lies beyond becomes black or white.
 
     Returns:
         The picture, mode RGB.
 
     Raises:
         OSError: there is no such file, or it cannot be read.
-        ValueError: it is no picture, is truncated or damaged, has floating-point pixels, or is HEIF or AVIF and the
-            extra ``heif`` is not installed.
+        ValueError: it is no picture, is truncated or damaged, nothing says what is white in its floating-point pixels
+            or in more than 16 bits, not all of its bits can be read, or it is HEIF or AVIF and the extra ``heif`` is
+            not installed.
     """
+    checked_levels(levels)
     called = os.fspath(path) if isinstance(path, (str, os.PathLike)) else name or "the file"
-    image = _loaded(path, called)
-    if image.mode == "F":
-        raise ValueError(f"{called} has floating-point pixels, expected 8 or 16 bits.")
-    if image.mode.startswith("I"):  # 16 bits of grey
-        grey = np.asarray(image).astype(np.int64)
-        if grey.min() < 0 or grey.max() > 65535:
-            raise ValueError(f"{called} has pixels from {grey.min()} to {grey.max()}, expected 8 or 16 bits.")
-        image = Image.fromarray((grey // 257).astype(np.uint8))
+
+    def shown(opened: Image.Image, file: IO[bytes], depth: Depth | None) -> tuple[Image.Image, np.ndarray | None]:
+        if depth is not None:
+            return eight_bits(opened, file, depth, called, levels)
+        _repair_palette(opened, called)
+        return ImageOps.exif_transpose(opened), None
+
+    image, transparent = _loaded(path, called, shown)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    image = image.convert("RGB")
+    if transparent is not None:
+        image.paste("white", mask=Image.fromarray(transparent))
+    return image
 
 
 def read_mask(path: str | os.PathLike[str]) -> Image.Image:
@@ -73,35 +91,64 @@ def read_mask(path: str | os.PathLike[str]) -> Image.Image:
         OSError: there is no such file, or it cannot be read.
         ValueError: it is no picture, is truncated or damaged, or is CMYK, YCbCr, LAB or HSV.
     """
-    stored = _loaded(path, os.fspath(path))
+
+    def upright(opened: Image.Image, file: IO[bytes], depth: Depth | None) -> tuple[Image.Image, Depth | None]:
+        return ImageOps.exif_transpose(opened), depth
+
+    stored, depth = _loaded(path, os.fspath(path), upright)
     if stored.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
         raise ValueError(f"{path} is a mask of mode {stored.mode}, expected grey, RGB, or a palette.")
     alpha = "A" in stored.mode
     pixels = np.atleast_3d(np.asarray(stored))[..., : -1 if alpha else None]
+    if depth is not None and depth.inverted:
+        pixels = pixels != (np.iinfo(np.uint16).max if stored.mode.startswith("I;") else pixels.max())
     mask = (pixels > 0).any(axis=-1)
     if stored.has_transparency_data:
         mask &= np.asarray(stored.convert("RGBA"))[..., 3] > 0
     return Image.fromarray(mask)
 
 
-def _loaded(path: str | os.PathLike[str] | IO[bytes], called: str) -> Image.Image:
-    """A picture as it is stored, upright; errors call it so."""
+def _loaded(
+    path: str | os.PathLike[str] | IO[bytes],
+    called: str,
+    use: Callable[[Image.Image, IO[bytes], Depth | None], T],
+) -> T:
+    """What a function makes of a picture as it is stored, of its file and of its depth; errors call it so."""
+    if isinstance(path, (str, os.PathLike)) and not stat.S_ISREG((kind := os.stat(path)).st_mode):
+        if stat.S_ISDIR(kind.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), called)
+        raise ValueError(f"{called} is a pipe, a socket or a device, expected a file.")  # a pipe would be waited for
     with open(path, "rb") if isinstance(path, (str, os.PathLike)) else contextlib.nullcontext(path) as file:
-        try:
-            with _WARNINGS, warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                opened = _opened(file)
+        with _told(called), _WARNINGS, warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            opened = _opened(file)
+        depth = depth_of(opened, file, called)
+        with _told(called):
             opened.load()
-            image: Image.Image = ImageOps.exif_transpose(opened)
-        except ImportError as error:
-            raise ValueError(f"{called} is a HEIF or AVIF picture: {error}") from error
-        except UnidentifiedImageError as error:
-            raise ValueError(f"{called} is not a picture of a known format.") from error
-        except Image.DecompressionBombError as error:
-            raise ValueError(f"{called} is too large a picture: {error}") from error
-        except Exception as error:  # Pillow's many readers raise nearly any
-            raise ValueError(f"{called} is a damaged picture: {error}") from error
-    return image
+        return use(opened, file, depth)
+
+
+@contextlib.contextmanager
+def _told(called: str) -> Iterator[None]:
+    """What Pillow raises, as a ValueError that names the picture."""
+    try:
+        yield
+    except ImportError as error:
+        raise ValueError(f"{called} is a HEIF or AVIF picture: {error}") from error
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{called} is not a picture of a known format.") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{called} is too large a picture: {error}") from error
+    except Exception as error:  # Pillow's many readers raise nearly any
+        raise ValueError(f"{called} is a damaged picture: {error}") from error
+
+
+def _repair_palette(opened: Image.Image, called: str) -> None:
+    """Give a palette of TIFF its colours, where they were written in 8 bits instead of 16, as libtiff does."""
+    colours = np.asarray(getattr(opened, "tag_v2", {}).get(_PALETTE, ()), int)
+    if opened.mode == "P" and 0 < colours.max(initial=0) < 256:
+        opened.putpalette(colours.reshape(3, -1).T.astype(np.uint8).tobytes())
+        warnings.warn(PictureNote(called, "has a palette of 16 bits that holds 8, and is read as 8."), stacklevel=2)
 
 
 def _opened(file: IO[bytes]) -> Image.Image:

@@ -108,10 +108,9 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _any_transformers(config: Mapping[str, Any], values: Mapping[str, Any], told: Told) -> None:
     """Notes on what the tables take for something near."""
-    if config.get("problem_type") == "regression":
-        told.notes.append(
-            f"{_CONFIG}: problem_type is 'regression': the outputs are no classes, and probabilities mean nothing"
-        )
+    if (kind := values.get("problem_type")) is not None:
+        said = {name: kind == name for name in ("multi_label", "regression")}
+        told.tell(f"{_CONFIG}: problem_type is {config['problem_type']!r}", **said)
     strange = [name for name in values.get("architectures", ()) if not re.fullmatch(CLASSES, name)]
     if strange:
         told.notes.append(

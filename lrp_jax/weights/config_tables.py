@@ -180,9 +180,11 @@ _EPSILONS = "norm_epsilon final_norm_epsilon"
 
 # Of transformers' PretrainedConfig, of any model.
 _ANY_TRANSFORMERS: Table = {
-    "problem_type": Field(
-        "multi_label",
-        _of({"multi_label_classification": True, "single_label_classification": False, "regression": False}),
+    "problem_type": _partly(
+        "multi_label regression",
+        _of(
+            {"multi_label_classification": "multi_label", "single_label_classification": "", "regression": "regression"}
+        ),
     ),
     "num_labels": Field("num_classes", _count_or_0),
     "id2label": _partly("class_names", _names),

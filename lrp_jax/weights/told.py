@@ -12,7 +12,8 @@ PICTURES = frozenset({"mean", "std", "interpolation", "resize"})
 Enlarge = float | tuple[float, float] | str | None
 
 #: Fields of :class:`lrp_jax.ViTConfig` that a caller may give instead of a file; the weights say the rest.
-OPEN = PICTURES | {"num_heads", "gelu", "norm_epsilon", "final_norm_epsilon", "readout", "multi_label", "class_names"}
+OPEN = PICTURES | {"num_heads", "gelu", "norm_epsilon", "final_norm_epsilon", "readout", "class_names"}
+OPEN |= {"multi_label", "regression"}
 
 
 class Fact(NamedTuple):

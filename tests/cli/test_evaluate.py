@@ -45,7 +45,7 @@ def test_command_line(single, imagenet, tmp_path, monkeypatch, capsys):
     for more, message in (
         (["--dataset", "none"], "none: No such file or directory"),
         (["--dataset", "empty"], "holds no folders"),
-        (["--dataset", "digits", "--model", "demo", "--crop"], "--labels and --crop are for folders"),
+        (["--dataset", "digits", "--model", "demo", "--crop"], "--labels, --crop and --levels are for folders"),
         (["--dataset", "digits"], "--dataset digits is for models of digit scenes"),
         (["--start-layer", "1"], "takes no options; got 'start_layer'"),
         (["--explained", "true"], "holds a run of other settings (explained 'predicted', not 'true')"),

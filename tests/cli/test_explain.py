@@ -194,7 +194,7 @@ def test_another_method(run, demo):
     with np.load("lrp_jax_maps/scene-1.explained.npz") as raw:
         np.testing.assert_allclose(raw["relevance"], expected.relevance[0], atol=1e-4)
         captions = [f"seven {raw['probabilities'][7]:.1%}"]
-        drawn = lrp_jax.panel(lrp_jax.read_image(SCENE), raw["relevance"], captions, signed=True)
+        drawn = lrp_jax.panel(lrp_jax.read_image(SCENE), raw["relevance"], captions, signed=True, title="occlusion")
     np.testing.assert_array_equal(Image.open("lrp_jax_maps/scene-1.explained.png"), drawn)
 
 

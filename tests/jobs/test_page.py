@@ -10,8 +10,9 @@ import pytest
 from helpers import small_images, small_model
 from PIL import Image
 
-from lrp_jax.jobs import Pictures, attribute, gallery, open_source
+from lrp_jax.jobs import Pictures, Store, attribute, gallery, open_source
 from lrp_jax.jobs.page import likeness
+from lrp_jax.pictures import seen_box
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 N = 9
@@ -46,6 +47,11 @@ def test_what_it_says(page):
     assert data["failed"][0][0] == "damaged.png"
     assert "not a picture" in data["failed"][0][1]
     assert data["classes"] == [f"class {k}" for k in range(5)]
+    assert (data["signed"], len(data["colours"])) == (False, 9)
+    boxes = Store(place / "maps.zarr").read("box")
+    seen = seen_box((24, 20), small_model()[0].config)
+    np.testing.assert_array_equal(boxes[:N], [seen] * N)  # pictures of 24 x 20
+    assert np.isnan(boxes[N]).all()  # of what could not be read
     images = data["images"]
     for i, file in enumerate(images["thumbnail"]):
         assert images["name"][i] == f"{i} <b>&'\".png"
@@ -121,10 +127,10 @@ def test_arrays_have_thumbnails_as_well(tmp_path):
 @pytest.mark.parametrize(
     ("hash_", "there", "figures"),
     [
-        ("", "page 1 of 1, 9 shown", 9),
-        ("show=unlike", "page 1 of 1, 9 shown", 9),
+        ("", "page 1 of 1, 1 to 9 of 9", 9),
+        ("show=unlike", "page 1 of 1, 1 to 9 of 9", 9),
         ("show=failed", "damaged.png is not a picture", 0),
-        ("name=3+%3C", "page 1 of 1, 1 shown", 1),
+        ("name=3+%3C", "page 1 of 1, 1 to 1 of 1", 1),
         ("class=CLASS&order=unsure", "map of class", None),
     ],
 )

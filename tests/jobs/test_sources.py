@@ -188,7 +188,7 @@ def test_a_damaged_tar_is_refused(tmp_path):
 def test_what_is_no_file_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     source = open_source([tmp_path])
-    with pytest.raises(ValueError, match="is no file"):
+    with pytest.raises(ValueError, match="is a pipe, a socket or a device"):
         source.read(0)
 
 

@@ -81,7 +81,8 @@ BECOMES = [
     (config, {"id2label": {"1": "b", "0": "a"}}, {"class_names": ("a", "b"), "num_classes": 2}),
     (config, {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}, {"class_names": None, "num_classes": 2}),
     (config, {"id2label": {"0": 5, "1": "b"}}, {"class_names": ("5", "b")}),
-    (config, {"problem_type": "multi_label_classification"}, {"multi_label": True}),
+    (config, {"problem_type": "multi_label_classification"}, {"multi_label": True, "regression": False}),
+    (config, {"problem_type": "regression"}, {"multi_label": False, "regression": True}),
     (config, {"problem_type": "single_label_classification"}, {"multi_label": False}),
     (config, {"pruned_heads": {}, "per_layer_config": {}, "quantization_config": {}}, {}),
     (config, {"architectures": ["ViTForImageClassification", "Dinov2Model"]}, {}),
@@ -168,7 +169,6 @@ def test_fields_become(read, form, fields, expected):
 
 
 NOTES = [
-    (config, {"problem_type": "regression"}, "the outputs are no classes"),
     (config, {"architectures": ["MyNet"]}, r"architectures is \['MyNet'\], not known here"),
     (processor, {"resample": 5}, "resample is 'hamming', which is not done here"),
     (processor, {"do_pad": True}, "do_pad is true, and pictures are not padded"),
