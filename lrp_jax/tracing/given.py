@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -138,6 +139,30 @@ def check_features(program: Program, example: Variable) -> None:
                 f"model takes apart ({equation.line}): give grey images an axis of one channel, images[..., None], and "
                 "trace the rest of the model."
             )
+
+
+@contextlib.contextmanager
+def hints(images: Sequence[jax.ShapeDtypeStruct], place: int) -> Iterator[None]:
+    """Let errors of the function itself say what its examples were taken for.
+
+    Args:
+        images: the shapes of one example.
+        place: which of them is explained.
+
+    Raises:
+        ValueError: the function fails with features ``[B, N, D]``, which may be meant for something else.
+    """
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        found = images[place]
+        if len(found.shape) != 3 or not jnp.issubdtype(found.dtype, jnp.floating):
+            raise
+        raise ValueError(
+            f"apply fails with images {found.dtype}[B,{','.join(map(str, found.shape[1:]))}], which are features "
+            "[B, N, D]. One image is a batch of one, images[None]; grey ones have an axis of one channel, "
+            f"images[..., None]. The error: {error}"
+        ) from error
 
 
 def _asked(images: Any, leaves: Sequence[Any], explain_wrt: str | int | None) -> int:

@@ -212,7 +212,8 @@ class Traced(Checked):
         if not self.program.sites:
             return []
         found = layout.block_inputs(self.program, self._place, len(self.grid))
-        return found if all(stage.grid == self.grid for stage in found) else []  # pixels are no tokens
+        is_told = self.without_attention or all(stage.grid == self.grid for stage in found)
+        return found if is_told else []  # pixels are no tokens
 
     @functools.cached_property
     def centres(self) -> layout.Centres | None:

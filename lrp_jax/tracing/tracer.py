@@ -73,7 +73,8 @@ def trace(
     one = [jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype) for leaf in map(given.shape, example)]
 
     function = _of_leaves(apply, (structure, example_structure), position)
-    jaxpr = jax.make_jaxpr(function)(shapes, one)
+    with given.hints(one, explained):
+        jaxpr = jax.make_jaxpr(function)(shapes, one)
     batch.check(function, leaves, shapes, example, jaxpr)
     program = flatten(jaxpr, may_be_whole)
     place, embed = len(leaves) + explained, None
