@@ -346,7 +346,7 @@ def _drawn(variables: Sequence[Variable], seed: int) -> list[Any]:
     def draw(variable: Variable) -> Any:
         if not jnp.issubdtype(variable.dtype, jnp.floating):
             return jnp.zeros(variable.shape, variable.dtype)
-        waves = 1.5 + jnp.sin((1.3 + seed) * (1 + jnp.arange(variable.size)))
+        waves = 1.5 + jnp.sin((1.3 + seed) * jnp.arange(1.0, variable.size + 1))
         return waves.reshape(variable.shape).astype(variable.dtype)
 
     return list(map(draw, variables))
