@@ -111,8 +111,8 @@ def _evidence(equation: Equation, known: dict[Variable, Axes], learned: set[Vari
     """Which axes of the example an equation takes for rows or columns, and which for channels."""
     name, axes = equation.primitive, known.get(equation.inputs[0], ())
     if name == "dot_general" and any(_is_learned(v, learned) for v in equation.inputs):
-        _, contracted, rest = _sides(equation, known)
-        summed, free = _of(contracted), _of(rest)
+        batch, contracted, rest = _sides(equation, known)
+        summed, free = _of(contracted), _of(rest[len(batch) :])  # a batch axis has a kernel for each, as groups do
         # Split; and summed up whole, beside one that is not.
         return summed & free, {axis for axis in summed - free if 4 - axis in free}
     if name == "conv_general_dilated" and axes:

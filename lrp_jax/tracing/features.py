@@ -201,7 +201,7 @@ class Features:
 
     def _of_constant(self, variable: Variable) -> Numbers | None:
         maker = self._maker.get(variable)
-        if maker is None or any(v.active for v in maker.inputs):
+        if maker is None or not maker.inputs or any(v.active for v in maker.inputs):
             return None
         place = maker.outputs.index(variable)
         numbers = [self.constant(v) for v in maker.inputs]

@@ -254,27 +254,17 @@ def flat(params, x):
     return x.reshape(len(x), -1) @ params
 
 
-@pytest.mark.parametrize(
-    ("apply", "size"),
-    [
-        (flat, (4, 6, 4)),
-        (flat, (1, 28, 28)),
-        (
-            lambda p, x: jnp.einsum("bhpwc,hpwck->bhk", x.reshape(-1, 2, 3, 4, 4), p.reshape(2, 3, 4, 4, 3)).sum(1),
-            (6, 4, 4),
-        ),
-    ],
-)
-def test_what_the_program_does_not_tell_is_asked_for(apply, size):
+@pytest.mark.parametrize("size", [(4, 6, 4), (1, 28, 28)])
+def test_what_the_program_does_not_tell_is_asked_for(size):
     images, params = drawn(0, 1, *size), drawn(1, int(np.prod(size)), 3)
     with pytest.raises(ValueError, match="channels='last' for images"):
-        lrp_jax.trace(apply, params, images)
+        lrp_jax.trace(flat, params, images)
     for order in ("first", "last"):
         shape = images.shape[2:] if order == "first" else images.shape[1:3]
-        model = lrp_jax.trace(apply, params, images, channels=order)
+        model = lrp_jax.trace(flat, params, images, channels=order)
         assert lrp_jax.explain(model, params, images, method="saliency").relevance.shape == (1, 1, *shape)
     with pytest.raises(ValueError, match="channels must be 'first' or 'last'"):
-        lrp_jax.trace(apply, params, images, channels="NCHW")
+        lrp_jax.trace(flat, params, images, channels="NCHW")
 
 
 def test_the_shortest_axis_has_the_channels_if_it_is_last_and_nothing_tells():
