@@ -27,15 +27,14 @@ from lrp_jax.meshes import automatic
 from lrp_jax.methods import METHODS, Method
 from lrp_jax.model import (
     Checked,
-    Match,
     Model,
     Params,
     classify,
-    count_matches,
     full_precision,
     number_of_classes,
     prepared,
 )
+from lrp_jax.probe import Match, count_matches
 from lrp_jax.rules import Rules, named
 from lrp_jax.signals import AttentionSignals, Explanation, signals_at_attention
 

@@ -25,13 +25,12 @@ from lrp_jax.model import (
     WithBlocks,
     WithTokens,
     check_chain,
-    check_patterns,
     classify,
     number_of_layers,
-    probe,
     readout,
     zero_taps,
 )
+from lrp_jax.probe import check_patterns, probe
 from lrp_jax.rules import GRADIENT, Rules, named
 from lrp_jax.rules.paired import vjp
 from lrp_jax.rules.taps import with_bias_taps, with_sum_tap

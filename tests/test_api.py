@@ -48,6 +48,7 @@ ROOMS = (
         "program",
         "rules",
         "model",
+        "probe",
         "signals",
         "maps",
         "metrics",

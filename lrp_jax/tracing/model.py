@@ -189,10 +189,10 @@ class Traced(Checked):
     @functools.cached_property
     def unrounded(self) -> Traced | None:
         """The model without its rounding to half precision or less; None: it has none."""
-        is_low = any(jnp.finfo(variable.own).bits < 32 for variable in self._rounded())
+        is_low = any(jnp.finfo(variable.own).bits < 32 for variable in self.rounded())
         return dataclasses.replace(self, rounds=False) if is_low and self.rounds else None
 
-    def _rounded(self) -> list[Variable]:
+    def rounded(self) -> list[Variable]:
         """What the program has in less precision than relevance."""
         return [v for step, _ in self.program.walk() for v in step.outputs if v.own is not None]
 
@@ -333,25 +333,7 @@ class Traced(Checked):
         return report.lines(self.program)
 
     def __str__(self) -> str:
-        sites = [(step, n) for step, n in self.program.walk() if isinstance(step, Site)]
-        lines = []
-        if self.channels is not None:
-            rows, columns, channels = self.program.inputs[self._place].shape[1:]
-            lines.append(f"images of {rows} x {columns} pixels and {channels} channels, channels {self.channels}")
-        if rounded := self._rounded():
-            names = sorted({v.own.name for v in rounded})
-            lines.append(f"values in {', '.join(names)}, relevance in {rounded[0].dtype.name}")
-        if self.without_attention:
-            lines.append(f"no attention maps: {self.without_attention}")
-        else:
-            site, _ = sites[0]
-            heads, n = math.prod(site.inputs[0].shape[i] for i in site.heads), self.tokens
-            prefix = n - math.prod(self.grid)
-            lines.append(f"{sum(n for _, n in sites)} blocks of attention, {heads} heads, {n} tokens")
-            lines.append(f"grid {' x '.join(map(str, self.grid))}, {prefix} other tokens, readout: {self._readout()}")
-            if self.without_chain:
-                lines.append(f"no rollouts: {self.without_chain}")
-        return "\n".join([*lines, "", report.table(self.program)])
+        return report.described(self)
 
     def __repr__(self) -> str:
         return f"Traced({self.fingerprint})"
@@ -370,16 +352,6 @@ class Traced(Checked):
         """How many tokens attend; 0 without attention."""
         sites = (step for step, _ in self.program.walk() if isinstance(step, Site))
         return next((site.inputs[0].shape[site.key] for site in sites), 0)
-
-    def _readout(self) -> str:
-        if self.readout is None:
-            return "a pooling attention"
-        if isinstance(self.readout, OfEach):
-            return f"unclear, {self.reading.unclear}" if self.reading.unclear else "another for each input"
-        read = np.flatnonzero(self.readout)
-        if len(read) == 1:
-            return f"token {read[0]}"
-        return f"the mean of {len(read)} tokens" if np.ptp(self.readout[read]) < 1e-9 else "weights of the tokens"
 
     def _leaves(self, params: Params) -> list[Array]:
         return given.matched(params, self.params_structure, self.program.inputs[: self.params_structure.num_leaves])

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
+from typing import Any
+
+import jax
+import numpy as np
 
 from lrp_jax.tracing.steps import Recognised, Site
 
@@ -59,3 +64,41 @@ def table(program: Recognised) -> str:
         rows.append((name, str(times), of if len(of) < 60 else of[:57] + "...", places[name]))
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     return "\n".join("  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[3]]) for row in rows)
+
+
+def described(model: Any) -> str:
+    """What was recognised of a :class:`lrp_jax.tracing.Traced`: its input, its attention, and its operations."""
+    sites = [(step, n) for step, n in model.program.walk() if isinstance(step, Site)]
+    lines = []
+    if model.channels is not None:
+        rows, columns, channels = jax.tree.leaves(model.example)[model.explained].shape[1:]
+        if model.channels == "first":
+            channels, rows, columns = rows, columns, channels
+        lines.append(f"images of {rows} x {columns} pixels and {channels} channels, channels {model.channels}")
+    if rounded := model.rounded():
+        names = sorted({v.own.name for v in rounded})
+        lines.append(f"values in {', '.join(names)}, relevance in {rounded[0].dtype.name}")
+    if model.without_attention:
+        lines.append(f"no attention maps: {model.without_attention}")
+    else:
+        site, _ = sites[0]
+        heads, n = math.prod(site.inputs[0].shape[i] for i in site.heads), model.tokens
+        prefix = n - math.prod(model.grid)
+        lines.append(f"{sum(n for _, n in sites)} blocks of attention, {heads} heads, {n} tokens")
+        grid = " x ".join(map(str, model.grid))
+        lines.append(f"grid {grid}, {prefix} other tokens, readout: {_read(model.readout, model.reading.unclear)}")
+        if model.without_chain:
+            lines.append(f"no rollouts: {model.without_chain}")
+    return "\n".join([*lines, "", table(model.program)])
+
+
+def _read(readout: Any, unclear: str) -> str:
+    """What the head reads."""
+    if readout is None:
+        return "a pooling attention"
+    if callable(readout):
+        return f"unclear, {unclear}" if unclear else "another for each input"
+    read = np.flatnonzero(readout)
+    if len(read) == 1:
+        return f"token {read[0]}"
+    return f"the mean of {len(read)} tokens" if np.ptp(readout[read]) < 1e-9 else "weights of the tokens"

@@ -76,12 +76,7 @@ def trace(
     with given.hints(one, explained):
         jaxpr = jax.make_jaxpr(function)(shapes, one)
     batch.check(function, leaves, shapes, example, jaxpr)
-    program = flatten(jaxpr, may_be_whole)
-    place, embed = len(leaves) + explained, None
-    if jnp.issubdtype(one[explained].dtype, jnp.integer):
-        embed, place = _embedding(program, program.inputs[place]), len(program.inputs) - 1
-    else:
-        given.check_features(program, program.inputs[place])
+    program, embed, place = _begun(jaxpr, len(leaves) + explained)
     order, recognised = _recognised(program, place, len(leaves), channels, is_image=embed is None)
     return Traced(
         **_layout(recognised, place, len(leaves), embed is not None, grid, prefix, readout),
@@ -105,6 +100,17 @@ def _of_leaves(
         return _logits(apply(*map(jax.tree.unflatten, structures, leaves)), position)
 
     return function
+
+
+def _begun(jaxpr: Any, place: int) -> tuple[Program, Recognised | None, int]:
+    """The program, what makes embeddings of token inputs, and the place among the inputs of what is explained."""
+    program = flatten(jaxpr, may_be_whole)
+    example = program.inputs[place]
+    if jnp.issubdtype(example.dtype, jnp.integer):
+        embed = _embedding(program, example)
+        return program, embed, len(program.inputs) - 1
+    given.check_features(program, example)
+    return program, None, place
 
 
 def _names(params: Params) -> list[str]:
