@@ -129,6 +129,13 @@ def axes(equation: Equation, side: int) -> tuple[list[int], list[int], list[int]
     return batch, contracted, [i for i in range(len(equation.inputs[side].shape)) if i not in used]
 
 
+def is_of_each(equation: Equation, n: int) -> bool:
+    """Whether a product of two activations is of each of n tokens by itself, as what experts give is weighted."""
+    batch, contracted, _ = axes(equation, 0)
+    shape = equation.inputs[0].shape
+    return n in _sizes(shape, batch) and n not in _sizes(shape, contracted)
+
+
 def _sizes(shape: Sequence[int], places: Sequence[int]) -> list[int]:
     return [shape[i] for i in places]
 

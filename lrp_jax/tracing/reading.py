@@ -151,8 +151,8 @@ class _Tail:
         return jnp.abs(sent).sum(axis=tuple(i for i in range(sent.ndim) if i != self.axis))
 
     def culprit(self, shapes: Sequence[Any]) -> str:
-        """The step that chooses by activations."""
-        for step, _ in self.program.walk():
+        """The step that chooses by activations: the last one that has them from others."""
+        for step, _ in reversed(list(self.program.walk())):
             self.poisoned = step
             if _reads(self.weights, jax.ShapeDtypeStruct((), jnp.float32), *shapes)[0]:
                 return f", {step.equations[0]}"

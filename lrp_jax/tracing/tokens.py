@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
+import jax
 import jax.numpy as jnp
+from jax import Array
 
 from lrp_jax.program import Equation, Program, Variable
 
@@ -60,9 +64,23 @@ def _counts(program: Program, compared: tuple[Variable, ...]) -> bool:
 
 
 def begin_at(program: Program, equation: Equation) -> Program:
-    """The program up to an equation, which is left out of the program; what it gives becomes an input of the rest."""
+    """The program up to an equation, which is left out of the program; what it gives becomes an input of the rest.
+
+    Embeddings of single texts in a ``vmap`` may have more axes of length 1: the input is ``[1, N, D]`` all the same.
+    """
     place = program.equations.index(equation)
     before = Program(list(program.inputs), list(equation.outputs), program.equations[: place + 1])
     program.equations.remove(equation)
-    program.inputs.append(equation.outputs[0])
+    (inside,) = equation.outputs
+    embedded = Variable((math.prod(inside.shape[:-2]), *inside.shape[-2:]), inside.dtype)
+    if embedded.shape == inside.shape:
+        embedded = inside
+    else:
+
+        def shaped(x: Array) -> list[Array]:
+            return [jax.lax.reshape(x, inside.shape)]
+
+        params = {"new_sizes": inside.shape, "dimensions": None, "sharding": None}
+        program.equations.insert(0, Equation("reshape", (embedded,), (inside,), params, shaped, equation.source))
+    program.inputs.append(embedded)
     return before

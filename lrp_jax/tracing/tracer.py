@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 
 from lrp_jax.program import Equation, Program, Variable, activate, deactivate, flatten, prune
-from lrp_jax.tracing import batch, derivatives, given, layout
+from lrp_jax.tracing import batch, derivatives, given, layout, products
 from lrp_jax.tracing import channels as orders
 from lrp_jax.tracing.chain import broken_chain, moved_by_inputs
 from lrp_jax.tracing.derivatives import UnsupportedError
@@ -79,7 +79,7 @@ def trace(
     program, embed, place = _begun(jaxpr, len(leaves) + explained)
     order, recognised = _recognised(program, place, len(leaves), channels, is_image=embed is None)
     return Traced(
-        **_layout(recognised, place, len(leaves), embed is not None, grid, prefix, readout),
+        **_layout(recognised, place, len(leaves), grid, prefix, readout),
         program=recognised,
         embed=embed,
         params_structure=structure,
@@ -230,10 +230,9 @@ def _not_square(sites: Sequence[Site], *, is_told: bool) -> str:
     return ""
 
 
-def _layout(program: Recognised, example: int, parameters: int, is_embedded: bool, *told: Any) -> dict[str, Any]:
+def _layout(program: Recognised, example: int, parameters: int, *told: Any) -> dict[str, Any]:
     """Grid, readout and order of the tokens; attention that is not of them is not handed out."""
-    # An image is [1, H, W, channels], features are [1, N, D]; embeddings of integers may have more axes of length 1.
-    axes = 1 if is_embedded else max(len(program.inputs[example].shape) - 2, 1)
+    axes = max(len(program.inputs[example].shape) - 2, 1)  # an image is [1, H, W, channels], features are [1, N, D]
     found = _find_layout(program, example, parameters, axes, *told)
     for step, _ in program.walk():
         if isinstance(step, Site):
@@ -268,7 +267,8 @@ def _find_layout(
     explained = {product for site in sites for product in site.products}
     for step, _ in program.walk():
         matmul = step.operation is not None and step.operation.name == "matmul"
-        if (matmul and step.equations[0] not in explained) or n in step.weighted:
+        unknown = matmul and step.equations[0] not in explained and not products.is_of_each(step.equations[0], n)
+        if unknown or n in step.weighted:
             why = f"it has a product of two activations that is no attention it is known to be, {step.equations[0]}"
             return nothing | {"without_attention": why}
     order: np.ndarray | None = None

@@ -66,6 +66,20 @@ def without_residual(p, x, real):
     return x, [a, b]
 
 
+def experts(p, x, real):
+    """What each expert gives a token is weighted by the token, which moves nothing between tokens."""
+    found = []
+    for i in range(DEPTH):
+        a, y = attend(p, i, x, x, real)
+        found.append(a)
+        x = x + y
+        kernels = [p[f"{name}3"] for name in "qkv"]
+        xp, of_each = (jnp, jax.nn.softmax) if isinstance(x, jax.Array) else (np, softmax)
+        made = xp.stack([xp.tanh(x @ kernel) for kernel in kernels], axis=2)
+        x = x + xp.einsum("bned,bne->bnd", made, of_each(x @ p["v2"][:, :3]))
+    return x, found
+
+
 def dense(p, x, real):
     """Each block reads what all before it gave."""
     a, y = attend(p, 0, x, x, real)
@@ -106,7 +120,9 @@ def decoded(p, x, real):
     return attend(p, 2, jnp.broadcast_to(p["order"] * 2.0, x.shape), chain(p, x, real)[0], real)[1], None
 
 
-CHAINS = {f.__name__: f for f in (chain, without_residual, dense, long_skip, two_streams, beside, crossed, decoded)}
+CHAINS = {
+    f.__name__: f for f in (chain, without_residual, experts, dense, long_skip, two_streams, beside, crossed, decoded)
+}
 
 # What the head reads: logits of tokens, and the weight of each token for one example. None for it: refused.
 
@@ -245,6 +261,40 @@ def test_a_random_program_is_right_or_refused(blocks, read, seed):
     if READS[read][1] is not None and blocks in ("dense", "long_skip"):
         read = "first"  # others may be refused there
     check(blocks, read, seed)
+
+
+@pytest.mark.parametrize("read", ["vmapped slice", "mean of a mask", "first"])
+def test_texts_that_are_computed_one_by_one(read):
+    p = parameters(3)
+    head, weights = READS[read]
+
+    def apply(p, inputs):
+        def of_one(text):
+            i = jax.tree.map(lambda leaf: leaf[None], text)
+            return head(p, chain(p, p["table"][i["ids"]] + p["order"], i["ids"] > 0)[0], i)[0]
+
+        return jax.vmap(of_one)(inputs)
+
+    p = jax.tree.map(jnp.asarray, p)
+    model = lrp_jax.trace(apply, p, INPUTS, explain_wrt="ids")
+    found = lrp_jax.explain(model, p, INPUTS, method="attention_rollout").relevance[:, 0]
+    p = jax.tree.map(np.asarray, p)
+    _, attention = chain(p, p["table"][IDS] + p["order"], IDS > 0)
+    for b, of_it in enumerate(found):
+        row = weights(p, {name: value[b] for name, value in INPUTS.items()})
+        np.testing.assert_allclose(of_it, rolled_out(row, [a[b] for a in attention]), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("read", "step"), [("largest value", "reduce_max"), ("largest token", "dot_general")])
+def test_what_chooses_tokens_by_activations_is_named(read, step):
+    p = parameters(0)
+
+    def apply(p, i):
+        return READS[read][0](p, chain(p, p["table"][i["ids"]] + p["order"], i["ids"] > 0)[0], i)
+
+    model = lrp_jax.trace(apply, p, INPUTS, explain_wrt="ids")
+    with pytest.raises(ValueError, match=rf"depends on what they hold, {step} of .*test_reading\.py"):
+        lrp_jax.explain(model, p, INPUTS, method="attention_rollout")
 
 
 PATCHES = np.random.default_rng(1).normal(size=(2, 4, 6, 3))
