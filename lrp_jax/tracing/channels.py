@@ -8,7 +8,7 @@ columns. Rows and columns are split, pooled, or slid over by a convolution; chan
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 from jax import Array
@@ -35,6 +35,37 @@ def find(program: Program, example: Variable, params: Sequence[Variable]) -> str
     Returns:
         ``"first"`` or ``"last"``; None: the program does not tell.
     """
+    for _, spatial, channels in _evidences(program, example, params):
+        found = _order(spatial, channels)
+        if found is not None:
+            return found
+    return None
+
+
+def check_features(program: Program, example: Variable, params: Sequence[Variable]) -> None:
+    """Refuse grey images ``[B, H, W]``, which would be taken for features ``[B, N, D]``.
+
+    Args:
+        program: the program, calls inlined.
+        example: its input of three axes.
+        params: its inputs of parameters.
+
+    Raises:
+        ValueError: the program takes both rows and columns apart, into patches or by a convolution.
+    """
+    for equation, spatial, _ in _evidences(program, example, params):
+        if spatial.issuperset({1, 2}):
+            raise ValueError(
+                f"images must be [B, H, W, channels], got {list(example.shape)} of one example, whose columns the "
+                f"model takes apart ({equation.line}): give grey images an axis of one channel, images[..., None], and "
+                "trace the rest of the model."
+            )
+
+
+def _evidences(
+    program: Program, example: Variable, params: Sequence[Variable]
+) -> Iterator[tuple[Equation, set[int], set[int]]]:
+    """The equations that read values of the example, with the axes that each takes for rows or columns, or channels."""
     known: dict[Variable, Axes] = {example: tuple(((i, size),) for i, size in enumerate(example.shape))}
     learned = set(params)  # and what is made of them alone
     for equation in program.equations:
@@ -42,15 +73,12 @@ def find(program: Program, example: Variable, params: Sequence[Variable]) -> str
             if any(_is_learned(v, learned) for v in equation.inputs):
                 learned.update(equation.outputs)
             continue
-        found = _order(*_evidence(equation, known, learned))
-        if found is not None:
-            return found
+        yield equation, *_evidence(equation, known, learned)
         follow = _FOLLOWED.get(equation.primitive, _same)
         axes = follow(equation, known, learned)
         known |= {
             v: _complete(axes, v.shape) for v in equation.outputs if axes is not None and len(axes) == len(v.shape)
         }
-    return None
 
 
 def assumed(image: Variable) -> str:

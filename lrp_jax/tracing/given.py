@@ -13,7 +13,7 @@ from jax import Array
 from jax.tree_util import keystr
 
 from lrp_jax.checks import listed
-from lrp_jax.program import Program, Variable
+from lrp_jax.program import Variable
 
 _PICK = (
     "Give a pytree of arrays: eqx.partition(module, eqx.is_array) picks those of an Equinox module, nnx.split(module) "
@@ -116,29 +116,6 @@ def explained(images: Any, leaves: Sequence[Any], explain_wrt: str | int | None)
             "image is a batch of one, images[None]; grey ones have an axis of one channel, images[..., None]."
         )
     return place
-
-
-def check_features(program: Program, example: Variable) -> None:
-    """Refuse grey images ``[B, H, W]``, which would be taken for features ``[B, N, D]``.
-
-    Args:
-        program: the program.
-        example: the one of its inputs that is explained.
-
-    Raises:
-        ValueError: the program gives the example an axis of one channel, or parts its columns.
-    """
-    if len(example.shape) != 3:
-        return
-    for equation in program.equations:
-        made = equation.outputs[0].shape
-        shapes = equation.primitive in {"broadcast_in_dim", "expand_dims", "reshape"}
-        if shapes and equation.inputs[0] is example and len(made) > 3 and made[-1] != example.shape[-1]:
-            raise ValueError(
-                f"images must be [B, H, W, channels], got {list(example.shape)} of one example, whose columns the "
-                f"model takes apart ({equation.line}): give grey images an axis of one channel, images[..., None], and "
-                "trace the rest of the model."
-            )
 
 
 @contextlib.contextmanager

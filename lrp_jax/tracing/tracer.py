@@ -71,12 +71,12 @@ def trace(
     structure, example_structure = jax.tree.structure(params), jax.tree.structure(images)
     explained, shapes = given.explained(images, example, explain_wrt), list(map(given.shape, leaves))
     one = [jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype) for leaf in map(given.shape, example)]
-
     function = _of_leaves(apply, (structure, example_structure), position)
-    with given.hints(one, explained):
-        jaxpr = jax.make_jaxpr(function)(shapes, one)
+    jaxpr = given.hints(one, explained)(jax.make_jaxpr(function))(shapes, one)
     batch.check(function, leaves, shapes, example, jaxpr)
-    program, embed, place = _begun(jaxpr, len(leaves) + explained)
+    program, place, embed = flatten(jaxpr, may_be_whole), len(leaves) + explained, None
+    if jnp.issubdtype(one[explained].dtype, jnp.integer):
+        embed, place = _embedding(program, program.inputs[place]), len(program.inputs) - 1
     order, recognised = _recognised(program, place, len(leaves), channels, is_image=embed is None)
     return Traced(
         **_layout(recognised, place, len(leaves), grid, prefix, readout),
@@ -102,17 +102,6 @@ def _of_leaves(
     return function
 
 
-def _begun(jaxpr: Any, place: int) -> tuple[Program, Recognised | None, int]:
-    """The program, what makes embeddings of token inputs, and the place among the inputs of what is explained."""
-    program = flatten(jaxpr, may_be_whole)
-    example = program.inputs[place]
-    if jnp.issubdtype(example.dtype, jnp.integer):
-        embed = _embedding(program, example)
-        return program, embed, len(program.inputs) - 1
-    given.check_features(program, example)
-    return program, None, place
-
-
 def _names(params: Params) -> list[str]:
     """The names of parameters, as ``"blocks/mlp/fc1/kernel"``."""
 
@@ -134,6 +123,8 @@ def _recognised(
     if channels is not None and not (has_channels and channels in orders.ORDERS):
         raise ValueError(f"channels must be 'first' or 'last', of images of four axes; got {channels!r} for {image}.")
     prune(program)
+    if is_image and len(image.shape) == 3:
+        orders.check_features(program, image, program.inputs[:params])
     order = channels or (orders.find(program, image, program.inputs[:params]) if has_channels else None)
     if order is None and has_channels:
         order = orders.assumed(image)

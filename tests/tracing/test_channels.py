@@ -270,3 +270,42 @@ def test_what_the_program_does_not_tell_is_asked_for(size):
 def test_the_shortest_axis_has_the_channels_if_it_is_last_and_nothing_tells():
     images, params = drawn(0, 1, 6, 5, 3), drawn(1, 90, 3)
     assert lrp_jax.trace(flat, params, images).channels == "last"
+
+
+GREY, WEIGHTS = drawn(6, 2, 8, 12), drawn(7, 16, 3)
+
+
+def patches_of_grey(params, x):
+    return (x.reshape(-1, 2, 4, 3, 4).transpose(0, 1, 3, 2, 4).reshape(-1, 6, 16) @ params).mean(1)
+
+
+def convolution_of_grey(params, x):
+    return jax.lax.conv_general_dilated(x[:, None], params.T.reshape(3, 1, 4, 4), (4, 4), "VALID").mean((2, 3))
+
+
+@pytest.mark.parametrize("apply", [patches_of_grey, convolution_of_grey])
+@pytest.mark.parametrize("first", [lambda x: x, lambda x: (x - 0.5) / 0.2, lambda x: x[..., None][..., 0]])
+def test_grey_images_are_not_taken_for_features(apply, first):
+    with pytest.raises(ValueError, match=r"\[1, 8, 12\].*columns .*test_channels\.py.*images\[\.\.\., None\]"):
+        lrp_jax.trace(lambda params, x: apply(params, first(x)), WEIGHTS, GREY)
+    model = lrp_jax.trace(lambda params, x: apply(params, first(x[..., 0])), WEIGHTS, GREY[..., None])
+    found = lrp_jax.explain(model, WEIGHTS, GREY[..., None], method="saliency")
+    assert found.relevance.shape == (2, 1, 8, 12)
+
+
+FEATURES = {
+    "in groups": lambda p, x: jnp.tanh(x.reshape(-1, 8, 3, 4)).reshape(-1, 8, 12) @ p[:12],
+    "heads apart": lambda p, x: jnp.einsum("bnhd,hdk->bnhk", x.reshape(-1, 8, 3, 4), p[:12].reshape(3, 4, 3)).sum(2),
+    "two in one": lambda p, x: jnp.tanh(x.reshape(-1, 4, 24)) @ jnp.concatenate([p[:12], p[:12]]),
+}
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_features_that_are_split_are_no_grey_images(name):
+    def apply(params, x):
+        return FEATURES[name](params, x).mean(axis=1)
+
+    model = lrp_jax.trace(apply, WEIGHTS, GREY)
+    gradient = jax.grad(lambda x: apply(WEIGHTS, x)[:, 1].sum())(GREY)
+    found = lrp_jax.explain(model, WEIGHTS, GREY, np.array([1, 1]), method="input_x_gradient")
+    np.testing.assert_allclose(found.relevance[:, 0], (gradient * GREY).sum(axis=-1), rtol=1e-9)
