@@ -19,6 +19,7 @@ from lrp_jax.cli.arguments import (
     pictures_named,
     targets_in,
 )
+from lrp_jax.cli.console import progress
 from lrp_jax.cli.models import load_model
 from lrp_jax.conservation import conservation
 from lrp_jax.files import needs
@@ -64,9 +65,10 @@ def run(options: argparse.Namespace) -> int:
     ]
     images = jnp.asarray(np.stack(pictures), jnp.result_type(float))
     targets = jnp.broadcast_to(jnp.asarray(asked, jnp.int32), (len(images), len(asked)))
-    report = conservation(
-        model, params, images, targets if asked else most_probable(model, params, images, count), rules=options.rules
-    )
+    with progress("accounting for relevance", len(images)) as (advance, _):
+        targets = targets if asked else most_probable(model, params, images, count)
+        report = conservation(model, params, images, targets, rules=options.rules)
+        advance(len(images))
     print(report)
     if options.plot is not None:
         report.plot(options.plot)

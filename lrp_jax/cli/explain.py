@@ -20,6 +20,7 @@ from PIL import Image
 from rich.table import Table
 
 from lrp_jax.attribution import explain, most_probable
+from lrp_jax.checks import visible
 from lrp_jax.cli.arguments import (
     add_batch_size,
     add_classes,
@@ -125,8 +126,9 @@ def run(options: argparse.Namespace) -> int:
         def skip(path: Path, error: Exception) -> None:
             skipped.append(path)
             said = one_line(error)
-            named = said if path.name in said or panels[path].name in said else f"{one_line(ValueError(path))}: {said}"
-            errors.print(f"lrp-jax: skipped: {named}", markup=False)
+            named = any(visible(file.name) in said for file in (path, panels[path]))
+            said = said if named else f"{visible(str(path))}: {said}"
+            errors.print(f"lrp-jax: skipped: {said}", markup=False)
 
         for start in range(0, len(paths), size):
             subjects = _read(paths[start : start + size], read, skip)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lrp_jax.cli.arguments import add_method, add_model, check_destination, positive
+from lrp_jax.cli.console import progress
 from lrp_jax.cli.models import load_model
 from lrp_jax.exporting import PLATFORMS, export
 from lrp_jax.files import needs, replacing
@@ -50,21 +51,25 @@ def run(options: argparse.Namespace) -> int:
     if options.takes_targets and options.top_k:
         raise ValueError("--takes-targets and --top-k exclude each other.")
     model, params, preprocessing, _ = load_model(options.model)
-    exported = export(
-        model,
-        params,
-        method=options.method,
-        takes_targets=options.takes_targets,
-        top_k=options.top_k or 1,
-        upsample=options.upsample,
-        platforms=list(dict.fromkeys(options.platforms)),
-        example=jax.ShapeDtypeStruct((1, *preprocessing.image_shape), jnp.float32),
-        **options.method_options,
-    )
+    platforms = list(dict.fromkeys(options.platforms))
+    said = "the program is lowered, which takes a while"
+    with progress("exporting", len(platforms), unit="platforms", first=said) as (advance, _):
+        exported = export(
+            model,
+            params,
+            method=options.method,
+            takes_targets=options.takes_targets,
+            top_k=options.top_k or 1,
+            upsample=options.upsample,
+            platforms=platforms,
+            example=jax.ShapeDtypeStruct((1, *preprocessing.image_shape), jnp.float32),
+            **options.method_options,
+        )
+        advance(len(platforms))
     with replacing(path) as temporary:
         temporary.write_bytes(exported.serialize())
     shape = ", ".join(map(str, preprocessing.image_shape))
-    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, for {', '.join(options.platforms)}")
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, for {', '.join(platforms)}")
     print(
         f"images: float32 [B, {shape}], pixels in [0, 1] less mean {preprocessing.mean}, over std {preprocessing.std}"
     )

@@ -30,7 +30,7 @@ def read_bands(path: str | os.PathLike[str], channels: int, *, levels: Levels | 
         path: a TIFF (extra ``tiff``), its bands interleaved, in planes or a page each; or a ``.npy`` of
             ``[H, W, channels]``, or ``[H, W]`` for one channel.
         channels: of the model.
-        levels: the samples that are black and white; None: as the file says, else 0 and the largest of its integers.
+        levels: the samples that are black and white; None: as the file says, else all of 8 or 16 bits.
 
     Returns:
         Pixels from 0 to 1, float32 ``[H, W, channels]``; or float64 where the file is a ``.npy`` of floating-point
@@ -38,7 +38,7 @@ def read_bands(path: str | os.PathLike[str], channels: int, *, levels: Levels | 
 
     Raises:
         OSError: there is no such file, or it cannot be read.
-        ValueError: it is damaged, has another number of bands, or nothing says what is white.
+        ValueError: it is damaged, has another number of bands, or nothing says what is white, as of integers of 32 or 64 bits.
         ImportError: the extra ``tiff`` is not installed.
     """
     checked_levels(levels)

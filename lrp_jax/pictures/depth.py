@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 _FULL = 65535  # the largest value of 16 bits
+_SIXTEEN = (np.uint16, np.int16)
 # Tags of TIFF 6.0.
 _BITS, _PHOTOMETRIC, _LARGEST, _SMALLEST_SHOWN, _LARGEST_SHOWN = 258, 262, 281, 340, 341
 
@@ -144,6 +145,11 @@ def pixels_of(samples: np.ndarray, depth: Depth, called: str, levels: Levels | N
     """Samples of any shape as pixels from 0 to 1, float32; the arguments are those of :func:`eight_bits`."""
     if samples.dtype == np.uint8 and levels is None:
         found: Levels = (0, 255)
+    elif levels is None and depth.levels is None and samples.dtype.kind != "f" and samples.dtype not in _SIXTEEN:
+        raise ValueError(  # NumPy makes int64 of bytes that are listed or computed with
+            f"{called} holds {samples.dtype} from {samples.min()} to {samples.max()}, expected uint8 or uint16: "
+            "levels=(BLACK, WHITE), in commands --levels BLACK WHITE, says what is black and white, such as 0 255."
+        )
     else:
         wide = samples.astype(np.float64 if samples.dtype.kind == "f" else np.int64)
         found = _levels(wide, depth, called, levels, "F" if samples.dtype.kind == "f" else "I")

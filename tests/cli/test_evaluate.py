@@ -7,6 +7,7 @@ from PIL import Image
 
 import lrp_jax
 from lrp_jax import cli
+from lrp_jax.cli.console import warnings_told
 
 
 def test_command_line(single, imagenet, tmp_path, monkeypatch, capsys):
@@ -60,7 +61,8 @@ def test_how_pictures_were_labelled_is_printed(tmp_path, capsys):
         (tmp_path / "set" / picture).touch()
     config = lrp_jax.ViTConfig(image_size=16, patch_size=8, num_classes=3)
     words = ["evaluate", "sanity", "--dataset", str(tmp_path / "set")]
-    cli.evaluate._dataset(cli._parser().parse_args(words), config, config)
+    with warnings_told():
+        cli.evaluate._dataset(cli._parser().parse_args(words), config, config)
     out, err = capsys.readouterr()
     assert out == ("3 folders by order of names, as torchvision's ImageFolder: 10 is 0, 2 is 1, flat is 2\n")
     assert err == (

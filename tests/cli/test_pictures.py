@@ -46,11 +46,13 @@ def test_the_same_command_writes_the_same_files(run, tmp_path, tiny):
     folder, model = tmp_path / "d", tiny(num_classes=2, class_names=("red\x1b[31m", "line\nbreak"))
     picture(folder / "a.png")
     picture(folder / "b\x1b]0;title\x07.png")
+    (folder / "text\x1b.png").write_text("no picture")
     os.mkfifo(folder / "pipe.png")
     for again in (False, True):
         status, out, err = run("d", "--model", model, "--output", "d")
         assert status == 1
         assert "skipped: d/pipe.png is a pipe, a socket or a device, expected a file." in err
+        assert err.count(r"text\x1b.png") == 1
         assert ("was written by lrp_jax, and is left aside" in err) == again
         assert ("1 more, each of which was written" in err) == again
         assert r"d/b\x1b]0;title\x07.png" in out
@@ -58,7 +60,8 @@ def test_the_same_command_writes_the_same_files(run, tmp_path, tiny):
         assert r"line\nbreak" in out
         assert not {"\x1b", "\x07"} & set(out + err)
         assert names(folder) == [
-            *("a.explained.png", "a.png", "b\x1b]0;title\x07.explained.png", "b\x1b]0;title\x07.png", "pipe.png")
+            *("a.explained.png", "a.png", "b\x1b]0;title\x07.explained.png", "b\x1b]0;title\x07.png", "pipe.png"),
+            "text\x1b.png",
         ]
 
 

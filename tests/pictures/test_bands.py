@@ -44,6 +44,8 @@ def test_arrays_and_levels(tmp_path):
     np.testing.assert_allclose(found, BANDS / 65535, atol=1e-5)
     tifffile.imwrite(tmp_path / "float.tif", normalised, photometric="minisblack", planarconfig="contig")
     np.testing.assert_allclose(read_bands(tmp_path / "float.tif", 5, levels=(-3, 3.5535)), BANDS / 65535, atol=1e-5)
+    np.save(tmp_path / "wide.npy", BANDS.astype(np.int64))
+    np.testing.assert_allclose(read_bands(tmp_path / "wide.npy", 5, levels=(0, 65535)), BANDS / 65535, atol=1e-6)
     np.save(tmp_path / "grey.npy", BANDS[..., 0])
     assert read_bands(tmp_path / "grey.npy", 1).shape == (9, 11, 1)
 
@@ -55,7 +57,9 @@ def test_arrays_and_levels(tmp_path):
         (BANDS.transpose(2, 0, 1), r"has the shape \(5, 9, 11\), .* Bands come last"),
         (BANDS[None], r"has the shape \(1, 9, 11, 5\)"),
         (BANDS > 9, "holds bool, expected integers"),
-        (BANDS.astype(np.int64) - 9999, "has pixels from -"),
+        (BANDS.astype(np.int16), "has pixels from -"),
+        ((BANDS >> 8).astype(np.int64), "holds int64 from 0 to 255, expected uint8 or uint16: .* such as 0 255"),
+        ((BANDS >> 8).astype(np.uint32), "holds uint32 from 0 to 255, expected"),
     ],
 )
 def test_other_arrays_are_refused(tmp_path, array, message):
