@@ -38,7 +38,8 @@ def read_bands(path: str | os.PathLike[str], channels: int, *, levels: Levels | 
 
     Raises:
         OSError: there is no such file, or it cannot be read.
-        ValueError: it is damaged, has another number of bands, or nothing says what is white, as of integers of 32 or 64 bits.
+        ValueError: it is damaged, has another number of bands, or nothing says what is white, as where integers
+            have 32 or 64 bits.
         ImportError: the extra ``tiff`` is not installed.
     """
     checked_levels(levels)
