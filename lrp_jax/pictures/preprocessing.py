@@ -171,8 +171,8 @@ def crop(picture: Image.Image, preprocessing: Preprocessing) -> Image.Image:
     modes = {1: "L", 3: "RGB"}
     if preprocessing.channels not in modes:
         raise ValueError(
-            f"a picture has 1 or 3 channels, the model expects {preprocessing.channels}: lrp-jax explain reads the bands "
-            "of a TIFF or a .npy, and elsewhere images are arrays that are normalised for the model."
+            f"a picture has 1 or 3 channels, the model expects {preprocessing.channels}: lrp-jax explain reads bands "
+            "from a TIFF or a .npy, and elsewhere images are arrays that are normalised for the model."
         )
     return _cut(picture.convert(modes[preprocessing.channels]), preprocessing)
 
