@@ -203,7 +203,7 @@ class _Search:
             given = [known.get(v) for v in equation.inputs]
             if _rounds(equation):
                 made: Sequence[_Rounded | None] = [_Rounded(equation, equation.active[0])] * len(equation.outputs)
-            elif any(given) and equation.primitive not in _ENDS:
+            elif (any(given) or equation.programs) and equation.primitive not in _ENDS:
                 made = self.passed(equation, given)
             else:
                 continue

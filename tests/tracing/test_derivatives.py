@@ -180,3 +180,17 @@ def test_relevance_of_what_agrees_is_that_of_its_inside():
         for f in (plain, fused)
     )
     np.testing.assert_allclose(of_fused, of_plain, rtol=1e-12)
+
+
+@pytest.mark.parametrize("around", [lambda body: body, jax.checkpoint])
+def test_what_is_rounded_and_lost_within_a_loop_is_refused(around):
+    def apply(w, x):
+        def body(x, w):
+            codes = jnp.round(x * 16).astype(jnp.int8).astype(jnp.int32) @ jnp.round(w * 16).astype(jnp.int32)
+            return x + codes.astype(x.dtype) / 256, None
+
+        return jax.lax.scan(around(body), x.mean((1, 2)), w)[0]
+
+    x, w = np.random.default_rng(0).normal(size=(2, 4, 4, 3)), np.random.default_rng(1).normal(size=(2, 3, 3))
+    with pytest.raises(ValueError, match="rounded"):
+        lrp_jax.trace(apply, w, x)
