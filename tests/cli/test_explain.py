@@ -226,6 +226,9 @@ def three():
     return 1, 2, 3
 
 def strange():
+    return *lrp_jax.load("demo"), 3, 4
+
+def modelless():
     return 1, 2, 3, 4
 
 number = 5
@@ -246,6 +249,7 @@ def test_a_model_of_an_import_string(run, tmp_path, monkeypatch):
     for source, message in {
         "mine:three": "four; got 3 values",
         "mine:strange": "got a int instead of a Preprocessing",
+        "mine:modelless": "model must be what lrp_jax.load or lrp_jax.trace gives",
         "mine:number": "expected a function, got a int",
         "mine:nothing": "mine has no nothing",
         "nowhere:at_all": "there is no module nowhere",
