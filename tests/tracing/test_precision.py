@@ -221,6 +221,6 @@ def test_a_derivative_of_ones_own_is_computed_in_high_precision():
 
     params, x = drawn(0, 3, 2), drawn(1, 1, 4, 3)
     model = lrp_jax.trace(apply, params, x)
-    _, pull = pulled(model, params, jnp.asarray(x[0]))
+    _, pull = pulled(model, *model.prepare(params, jnp.asarray(x[0])))
     expected = 2 * high(jnp.bfloat16(params))[:, 0] * (1 + high(jnp.bfloat16(x[0])))
     np.testing.assert_allclose(pull(jnp.array([1.0, 0.0]))[0], expected, rtol=1e-12)

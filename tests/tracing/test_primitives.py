@@ -233,6 +233,7 @@ def becomes_active(p, t):
     return a * b + given.sum(axis=0) + none[0][1] + none[1].sum()
 
 
+@pytest.mark.filterwarnings("ignore:apply draws random numbers")
 @pytest.mark.parametrize("function", [counted, nested, reverse, becomes_active])
 def test_loops_carry_more_than_activations(function):
     apply, x = features(function), normal(2, N, D)
