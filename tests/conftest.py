@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import resource
 from pathlib import Path
 
 import jax
@@ -75,6 +76,15 @@ def as_users():
     """Models are written as users write them, whose arrays promote as JAX does by default."""
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         yield
+
+
+@pytest.fixture
+def full_disk():
+    """No file may grow beyond 4 KiB: the operating system says so as it says that a disk is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture(autouse=True, scope="module")

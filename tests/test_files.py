@@ -1,7 +1,6 @@
 """Files whole or not at all, on a disk that is full."""
 
 import json
-import resource
 
 import numpy as np
 import pytest
@@ -22,17 +21,8 @@ WRITERS = {
 }
 
 
-@pytest.fixture
-def full():
-    """No file may grow beyond 4 KiB: the operating system says so as it says that a disk is full."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_full_disk_is_named_by_the_file(tmp_path, full, name):
+def test_a_full_disk_is_named_by_the_file(tmp_path, full_disk, name):
     (tmp_path / name).write_bytes(b"before")
     with pytest.raises(OSError, match=r"File too large|encoder error") as raised, replacing(tmp_path / name) as path:
         WRITERS[name](path)
@@ -41,7 +31,7 @@ def test_a_full_disk_is_named_by_the_file(tmp_path, full, name):
     assert (tmp_path / name).read_bytes() == b"before"
 
 
-def test_results_name_their_file(tmp_path, full):
+def test_results_name_their_file(tmp_path, full_disk):
     with pytest.raises(OSError, match="File too large") as raised:
         append(tmp_path, {}, [{"image": str(i), "figures": [0.1] * 9} for i in range(100)])
     assert raised.value.filename == str(tmp_path / "results.jsonl")
@@ -59,7 +49,7 @@ def test_errors_of_other_files_keep_their_names(tmp_path):
     assert raised.value.filename == str(tmp_path / "other")
 
 
-def test_a_command_says_it_in_one_line(tmp_path, monkeypatch, capsys, full):
+def test_a_command_says_it_in_one_line(tmp_path, monkeypatch, capsys, full_disk):
     def run(options):
         with replacing("maps.jax") as path:
             path.write_bytes(DATA.tobytes())

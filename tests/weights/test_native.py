@@ -1,7 +1,6 @@
 """The native checkpoint: what is written comes back, and what is damaged is named."""
 
 import json
-import resource
 
 import chex
 import jax
@@ -157,15 +156,13 @@ def test_save_refuses_what_does_not_fit(tmp_path, model_and_params):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_is_named(tmp_path, model_and_params):
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    try:
-        with pytest.raises(OSError, match=r"model\.safetensors cannot be written: .*File too large"):
-            lrp_jax.save(tmp_path / "model.safetensors", *model_and_params)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+def test_a_full_disk_is_named(tmp_path, model_and_params, full_disk):
+    with pytest.raises(OSError, match=r"model\.safetensors cannot be written: .*File too large"):
+        lrp_jax.save(tmp_path / "model.safetensors", *model_and_params)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_in_the_way_is_named(tmp_path, model_and_params):
     (tmp_path / "folder.safetensors").mkdir()
     with pytest.raises(IsADirectoryError) as caught:
         lrp_jax.save(tmp_path / "folder.safetensors", *model_and_params)
