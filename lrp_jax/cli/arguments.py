@@ -10,10 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lrp_jax.datasets import pictures_in
 from lrp_jax.files import DATA
 from lrp_jax.labels import Labels, Vocabulary
 from lrp_jax.methods import METHODS
+from lrp_jax.pictures import Levels, Picture, Preprocessing, preprocess, read_picture
 
 _OUTPUTS = 8  # of a regression, at most, that are explained without being named
 
@@ -140,17 +143,17 @@ def add_levels(command: argparse.ArgumentParser) -> None:
     )
 
 
-def pictures_named(arguments: Sequence[Path], *, bands: bool = False) -> list[Path]:
+def pictures_named(arguments: Sequence[Path], channels: int) -> list[Path]:
     """The files named, and those in the folders named; without any, those that come with the package.
 
     Args:
         arguments: files and folders.
-        bands: whether arrays in folders, ``.npy``, are pictures too, of more bands than other files have.
+        channels: of the model.
     """
     paths = []
     for argument in arguments or [DATA / "examples"]:
         if argument.is_dir():
-            paths += pictures_in(argument, others=(".npy",) if bands else ())
+            paths += pictures_in(argument, channels=channels)
         elif argument.exists():
             paths.append(argument)
         else:
@@ -159,6 +162,19 @@ def pictures_named(arguments: Sequence[Path], *, bands: bool = False) -> list[Pa
     for path in paths:
         unique.setdefault(path.resolve(), path)
     return list(unique.values())
+
+
+def image_in(path: Path, preprocessing: Preprocessing, levels: Levels | None) -> tuple[Picture, np.ndarray]:
+    """What a file holds, and the image for the model ``[H, W, channels]``."""
+    found = read_picture(path, preprocessing.channels, levels=levels)
+    try:
+        return found, preprocess(found, preprocessing).astype(np.float32)
+    except ValueError as error:
+        said = str(error).rstrip(".")
+        raise ValueError(
+            f"{path} holds floating-point numbers, an image that is normalised for the model: {said}; of pixels, "
+            "--levels says what is black and what is white."
+        ) from error
 
 
 def check_one_map(options: argparse.Namespace) -> None:

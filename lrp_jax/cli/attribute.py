@@ -35,7 +35,7 @@ def add(commands: Any) -> None:
         metavar="INPUT",
         help="a folder of pictures (with its folders) or of tar shards; a .txt with a picture's path on each line; a "
         ".npy or .npz of pictures (bytes) or of images normalised for the model (floating-point); or any number of "
-        "pictures, or of .tar",
+        "pictures, or of .tar; for a model of other than 1 or 3 channels pictures are TIFF and .npy of as many bands",
     )
     command.add_argument(
         "--member",
@@ -85,11 +85,11 @@ def run(options: argparse.Namespace) -> int:
     needs("tensorstore", extra="jobs")
     if options.target and options.top_k:
         raise ValueError("--target and --top-k exclude each other: the classes are given, or the most probable ones.")
-    source = open_source(options.input, member=options.member, levels=options.levels)
     index, count = _processes(options)
     if options.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     model, params, preprocessing, labels = load_model(options.model)
+    source = open_source(options.input, member=options.member, levels=options.levels, channels=preprocessing.channels)
     vocabulary = Vocabulary(labels)
     targets = np.array([vocabulary.index(word) for word in options.target]) if options.target else None
     begun = False

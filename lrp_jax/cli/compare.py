@@ -24,6 +24,7 @@ from lrp_jax.cli.arguments import (
     check_destination,
     check_one_map,
     flag,
+    image_in,
     targets_in,
 )
 from lrp_jax.cli.console import FAILED, one_line, print_table, progress, say, table
@@ -34,7 +35,7 @@ from lrp_jax.labels import Vocabulary
 from lrp_jax.maps import centres, heatmaps, placed
 from lrp_jax.methods import METHODS
 from lrp_jax.model import classify, full_precision, prepared
-from lrp_jax.pictures import Cell, crop, montage, read_image, save
+from lrp_jax.pictures import Cell, montage, note_bands, save
 
 _EXAMPLE = DATA / "examples" / "scene-3.png"  # that of README.md
 # A method is run for each class, and on until it has run so often, unless that takes long; what is quick, for longer.
@@ -88,10 +89,10 @@ def run(options: argparse.Namespace) -> int:
     """Compute the maps method by method, print what they cost, and draw them."""
     _check_output(options)
     settings = _settings(options)
-    given = None if options.scene is not None else read_image(options.image or _EXAMPLE, levels=options.levels)
     loaded = load_model(options.model)
     asked, count = targets_in(options, loaded.labels, Vocabulary(loaded.labels))
-    bench = _Bench(loaded, _subject(options, loaded, given), asked, count, known=not options.top_k)
+    subject = _picture(options, loaded) if options.scene is None else _scene(options.scene, loaded)
+    bench = _Bench(loaded, subject, asked, count, known=not options.top_k)
     left_out: dict[str, list[str]] = {}  # names, by reason
     with progress("comparing", len(settings), unit="methods") as (advance, errors):
 
@@ -247,29 +248,31 @@ def _settings(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     }
 
 
-def _subject(options: argparse.Namespace, loaded: Loaded, given: Image.Image | None) -> _Subject:
-    """The picture, or the scene; of a picture that comes with the package, what is known of its scene."""
-    pixels, name = loaded.preprocessing, (options.image or _EXAMPLE).name
-    scenes = sees_scenes(pixels, loaded.labels)
-    if given is None:
-        if not scenes:
-            raise ValueError("--scene is for models of digit scenes, such as 'demo'; give an IMAGE.")
-        if options.scene < 0:
-            raise ValueError(f"--scene must be at least 0, got {options.scene}.")
-        dataset = DigitDataset(options.scene + 1)
-        image, labels, masks = dataset.sample(options.scene)
-        assert labels is not None
-        return _Subject(
-            f"scene {options.scene} of {dataset.name}", pixels.picture(image), image, labels.tolist(), masks
-        )
-    picture = crop(given, pixels)
-    image = pixels.image(picture)
-    if scenes:
+def _scene(number: int, loaded: Loaded) -> _Subject:
+    """A scene, of which all is known."""
+    if not sees_scenes(loaded.preprocessing, loaded.labels):
+        raise ValueError("--scene is for models of digit scenes, such as 'demo'; give an IMAGE.")
+    if number < 0:
+        raise ValueError(f"--scene must be at least 0, got {number}.")
+    dataset = DigitDataset(number + 1)
+    image, labels, masks = dataset.sample(number)
+    assert labels is not None
+    picture = loaded.preprocessing.picture(image)
+    return _Subject(f"scene {number} of {dataset.name}", picture, image, labels.tolist(), masks)
+
+
+def _picture(options: argparse.Namespace, loaded: Loaded) -> _Subject:
+    """A picture; of one that comes with the package, what is known of its scene."""
+    path, pixels = options.image or _EXAMPLE, loaded.preprocessing
+    _, image = image_in(path, pixels, options.levels)
+    picture = pixels.picture(image)
+    note_bands(str(path), pixels.channels)
+    if sees_scenes(pixels, loaded.labels):
         known, shown = example_scenes(), np.asarray(picture).astype(int)
         for i, of_scene in enumerate(scene_pixels(known)):
             if np.abs(of_scene - shown).max() <= 1:
-                return _Subject(name, picture, image, known.labels[i].tolist(), known.masks[i])
-    return _Subject(name, picture, image, [], None)
+                return _Subject(path.name, picture, image, known.labels[i].tolist(), known.masks[i])
+    return _Subject(path.name, picture, image, [], None)
 
 
 def _timed(function: Callable[..., Array], *arguments: Any) -> tuple[Array, float]:

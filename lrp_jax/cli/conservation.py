@@ -16,6 +16,7 @@ from lrp_jax.cli.arguments import (
     add_levels,
     add_model,
     check_destination,
+    image_in,
     pictures_named,
     targets_in,
 )
@@ -24,7 +25,6 @@ from lrp_jax.cli.models import load_model
 from lrp_jax.conservation import conservation
 from lrp_jax.files import needs
 from lrp_jax.labels import Vocabulary
-from lrp_jax.pictures import preprocess, read_image
 from lrp_jax.rules import RULES
 
 
@@ -60,10 +60,9 @@ def run(options: argparse.Namespace) -> int:
         needs("matplotlib.figure", extra="evaluate")
     model, params, preprocessing, labels = load_model(options.model)
     asked, count = targets_in(options, labels, Vocabulary(labels))
-    pictures = [
-        preprocess(read_image(path, levels=options.levels), preprocessing) for path in pictures_named(options.images)
-    ]
-    images = jnp.asarray(np.stack(pictures), jnp.result_type(float))
+    paths = pictures_named(options.images, preprocessing.channels)
+    found = np.stack([image_in(path, preprocessing, options.levels)[1] for path in paths])
+    images = jnp.asarray(found, jnp.result_type(float))
     targets = jnp.broadcast_to(jnp.asarray(asked, jnp.int32), (len(images), len(asked)))
     with progress("accounting for relevance", len(images)) as (advance, _):
         targets = targets if asked else most_probable(model, params, images, count)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -30,6 +29,7 @@ from lrp_jax.cli.arguments import (
     add_model,
     check_one_map,
     class_index,
+    image_in,
     pictures_named,
     targets_in,
 )
@@ -42,17 +42,12 @@ from lrp_jax.methods import METHODS
 from lrp_jax.model import Model, Params
 from lrp_jax.pictures import (
     Box,
-    PictureNote,
     Preprocessing,
-    crop,
-    crop_bands,
-    has_bands,
+    box_of,
     in_shape,
+    note_bands,
     panel,
-    read_bands,
-    read_image,
     save,
-    seen_box,
 )
 
 
@@ -100,7 +95,7 @@ def run(options: argparse.Namespace) -> int:
     model, params, preprocessing, labels = load_model(options.model)
     check_one_map(options)
     explained = _compiled(model, labels, options)
-    paths = pictures_named(options.images, bands=preprocessing.channels not in (1, 3))
+    paths = pictures_named(options.images, preprocessing.channels)
     panels = _panels(paths, options.output)
     size = min(options.batch_size, len(paths))
     shape = (size, *preprocessing.image_shape)
@@ -171,40 +166,11 @@ class _Subject(NamedTuple):
     @classmethod
     def read(cls, path: Path, *, preprocessing: Preprocessing, options: argparse.Namespace) -> _Subject:
         """The picture of a file, or its bands."""
-        if has_bands(path, preprocessing.channels):
-            return cls._of_bands(path, preprocessing, options)
-        if preprocessing.channels not in (1, 3):
-            raise ValueError(
-                f"{path} is no TIFF and no .npy: expected one of the model's {preprocessing.channels} bands."
-            )
-        whole = read_image(path, levels=options.levels)
-        box, seen = seen_box(whole.size, preprocessing), crop(whole, preprocessing)
-        shown = whole if options.on_original else in_shape(seen, box)
-        return cls(preprocessing.image(seen), shown, whole.size, box)
-
-    @classmethod
-    def _of_bands(cls, path: Path, preprocessing: Preprocessing, options: argparse.Namespace) -> _Subject:
-        found = read_bands(path, preprocessing.channels, levels=options.levels)
-        rows, cols, channels = preprocessing.image_shape
-        if found.dtype == np.float64:  # an image that is normalised already
-            if found.shape != (rows, cols, channels) or not np.isfinite(found).all():
-                raise ValueError(
-                    f"{path} holds floating-point numbers, an image that is normalised for the model: expected finite "
-                    f"ones of the shape {(rows, cols, channels)}, got {found.shape}; of pixels, --levels says what is "
-                    "black and what is white."
-                )
-            image, whole = found.astype(np.float32), preprocessing.pixels(found)
-            seen, box = whole, (0.0, 0.0, float(cols), float(rows))
-        else:
-            whole, seen = found, crop_bands(found, preprocessing)
-            image, box = preprocessing.normalise(seen), seen_box((found.shape[1], found.shape[0]), preprocessing)
-        if channels not in (1, 3):
-            bands = "band 1" if channels == 2 else "bands 1, 2 and 3 as red, green and blue"
-            warnings.warn(PictureNote(str(path), f"has {channels} bands: the panel shows {bands}."), stacklevel=2)
-        drawn = whole if options.on_original else seen
-        pixels = (255 * drawn[..., : 3 if channels >= 3 else 1]).round().astype(np.uint8)
-        shown = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-        return cls(image, shown if options.on_original else in_shape(shown, box), (whole.shape[1], whole.shape[0]), box)
+        found, image = image_in(path, preprocessing, options.levels)
+        box, seen = box_of(found, preprocessing), preprocessing.picture(image)
+        whole = found if isinstance(found, Image.Image) else seen if isinstance(found, np.ndarray) else found.shown
+        note_bands(str(path), preprocessing.channels)
+        return cls(image, whole if options.on_original else in_shape(seen, box), whole.size, box)
 
 
 def _read(

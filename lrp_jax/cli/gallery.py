@@ -8,8 +8,8 @@ from typing import Any
 
 from lrp_jax.cli.arguments import positive
 from lrp_jax.cli.console import progress, say, warn
-from lrp_jax.jobs import Store, open_source
-from lrp_jax.jobs.page import LIMIT, gallery
+from lrp_jax.jobs import Store
+from lrp_jax.jobs.page import LIMIT, gallery, reopened
 
 
 def add(commands: Any) -> None:
@@ -38,11 +38,7 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"OUT must be a folder, {options.out} is a file.")
     if options.out.is_dir() and any(options.out.iterdir()) and not options.force:
         raise ValueError(f"{options.out} is not empty: --force writes into it.")
-    source = None
-    if options.input:
-        settings = Store(options.store).about.get("settings", {})
-        levels = settings.get("levels")
-        source = open_source(options.input, member=settings.get("member"), levels=levels and tuple(levels))
+    source = reopened(Store(options.store), options.input) if options.input else None
     with progress("drawing", options.images, first="the store is read") as (advance, _):
         page = gallery(
             options.store,

@@ -6,7 +6,7 @@ import dataclasses
 import errno
 import os
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import NamedTuple, Protocol
 
@@ -16,13 +16,14 @@ from PIL import Image
 from lrp_jax.checks import listed
 from lrp_jax.pictures import (
     Levels,
+    Picture,
     PictureNote,
     Preprocessing,
     checked_levels,
     is_own,
-    picture_suffixes,
+    is_picture,
     preprocess,
-    read_image,
+    read_picture,
 )
 
 # By archives of macOS, by network drives, by Windows and by Linux.
@@ -114,18 +115,19 @@ class Pictures:
         levels = "" if self.levels is None else f", levels {self.levels[0]:g} to {self.levels[1]:g}"
         return f"{self.path.resolve()}, {'squashed' if self.squash else 'cropped'}{levels}"
 
-    def read(self, path: Path) -> Image.Image:
+    def read(self, path: Path) -> Picture:
         """A picture of the dataset."""
-        return read_image(path, levels=self.levels)
+        return read_picture(path, self.preprocessing.channels, levels=self.levels)
 
     def spaced(self, total: int) -> list[int]:
         """At most ``self.limit`` of so many, evenly spaced."""
         return spaced(self.limit or total, total)
 
-    def masked(self, picture: Image.Image, mask: Image.Image) -> Sample:
+    def masked(self, picture: Picture, mask: Image.Image) -> Sample:
         """The sample of a picture and its mask, which is of the same size."""
-        if mask.size != picture.size:
-            raise ValueError(f"the mask has {mask.size} pixels, its picture {picture.size}.")
+        size = picture.shape[1::-1] if isinstance(picture, np.ndarray) else picture.size
+        if mask.size != size:
+            raise ValueError(f"the mask has {mask.size} pixels, its picture {size}.")
         rows, cols, _ = self.preprocessing.image_shape
         small = np.asarray(mask.resize((cols, rows), Image.Resampling.NEAREST)) > 0
         return Sample(preprocess(picture, self.preprocessing), None, small[None])
@@ -137,13 +139,13 @@ def spaced(limit: int, total: int) -> list[int]:
     return [i * total // n for i in range(n)]
 
 
-def pictures_in(folder: str | os.PathLike[str], *, nested: bool = False, others: Collection[str] = ()) -> list[Path]:
+def pictures_in(folder: str | os.PathLike[str], *, nested: bool = False, channels: int = 3) -> list[Path]:
     """The pictures of a folder, sorted; hidden ones, and what systems and this library leave behind, are none.
 
     Args:
         folder: the folder.
         nested: also those of the folders in it.
-        others: suffixes of files that are pictures too.
+        channels: of the model: for other than 1 or 3, arrays are pictures too.
 
     Returns:
         Their paths.
@@ -152,7 +154,7 @@ def pictures_in(folder: str | os.PathLike[str], *, nested: bool = False, others:
         OSError: there is no such folder.
         ValueError: it holds no pictures.
     """
-    found = list(walk(Path(folder), nested=nested, others=others))
+    found = list(walk(Path(folder), nested=nested, channels=channels))
     if not found:
         left = [path.name for path in sorted(Path(folder).iterdir()) if not is_left_behind(path)]
         only = f", only {listed(left, 3)}" if left else ""
@@ -160,7 +162,7 @@ def pictures_in(folder: str | os.PathLike[str], *, nested: bool = False, others:
     return found
 
 
-def walk(folder: Path, *, nested: bool, others: Collection[str] = ()) -> Iterator[Path]:
+def walk(folder: Path, *, nested: bool, channels: int = 3) -> Iterator[Path]:
     """The pictures of a folder, sorted, and of the folders in it, links aside: they can lead round in circles.
 
     A note says which were written by this library, as panels, and left aside.
@@ -171,10 +173,10 @@ def walk(folder: Path, *, nested: bool, others: Collection[str] = ()) -> Iterato
         if not path.is_dir():
             if is_own(path):
                 warnings.warn(PictureNote(str(path), "was written by lrp_jax, and is left aside."), stacklevel=2)
-            elif path.suffix.lower() in {*picture_suffixes(), *others}:
+            elif is_picture(path, channels):
                 yield path
         elif nested and not path.is_symlink():
-            yield from walk(path, nested=True, others=others)
+            yield from walk(path, nested=True, channels=channels)
 
 
 def is_left_behind(path: PurePath) -> bool:

@@ -36,7 +36,8 @@ class MaskFolder(Pictures):
         levels: Levels | None = None,
     ) -> None:
         super().__init__(path, preprocessing, squash=True, images=images, levels=levels)
-        masks, pictures = pictures_in(self.path / "masks"), pictures_in(self.path / "images")
+        pictures = pictures_in(self.path / "images", channels=preprocessing.channels)
+        masks = pictures_in(self.path / "masks")
         image_names, mask_names = ([PurePosixPath(path.name) for path in paths] for paths in (pictures, masks))
         found = paired(image_names, mask_names, lambda i: str(masks[i]))
         missing = [picture.name for picture, places in zip(pictures, found, strict=True) if not places]

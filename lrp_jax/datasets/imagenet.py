@@ -142,8 +142,9 @@ class ImageNetFolder(Pictures):
             raise ValueError(
                 f"{self.path} holds no folders, one a class; pictures in one folder need a file of labels."
             )
+        channels = self.preprocessing.channels
         title, classes, doubts = of_folders(self.path, [folder.name for folder in folders], self.classes)
-        found = {folder: list(walk(self.path / folder, nested=True)) for folder in classes}
+        found = {folder: list(walk(self.path / folder, nested=True, channels=channels)) for folder in classes}
         if not any(found.values()):
             raise ValueError(f"{self.path}: none of its {len(folders)} folders holds pictures.")
         for folder, pictures in found.items():
@@ -162,7 +163,7 @@ class ImageNetFolder(Pictures):
         return [(picture, classes[folder]) for folder, pictures in found.items() for picture in pictures]
 
     def _by_file(self, path: Path) -> list[tuple[Path, int]]:
-        pictures = pictures_in(self.path, nested=True)
+        pictures = pictures_in(self.path, nested=True, channels=self.preprocessing.channels)
         relative = [PurePosixPath(picture.relative_to(self.path).as_posix()) for picture in pictures]
         classes, read = of_pictures(path, relative, self.path, self.classes)
         self.note = f"{path}: {read}"

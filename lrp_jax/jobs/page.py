@@ -26,7 +26,7 @@ from lrp_jax.jobs.store import EXPLAINED, FAILED, Store
 from lrp_jax.labels import Labels
 from lrp_jax.maps import heatmaps
 from lrp_jax.methods import METHODS
-from lrp_jax.pictures import Preprocessing, crop, limits_of, overlay, save, scale_of_colours
+from lrp_jax.pictures import Preprocessing, limits_of, note_bands, overlay, preprocess, save, scale_of_colours
 
 LIMIT = 20_000
 _THUMBNAILS = "thumbnails"
@@ -85,9 +85,10 @@ def gallery(
     if not len(explained) + len(failed):
         raise ValueError(f"{opened.out} holds no maps yet.")
     shown = explained[np.asarray(spaced(limit, len(explained)), int)]
-    drawer = _Drawer(opened, _source(opened, source), Path(out))
+    drawer = _Drawer(opened, reopened(opened) if source is None else source, Path(out))
     Path(out).mkdir(parents=True, exist_ok=True)
     shutil.rmtree(Path(out) / _THUMBNAILS, ignore_errors=True)  # of a page that was there before
+    note_bands(opened.out, drawer.preprocessing.channels)
     columns = drawer.columns(shown, progress)
     settings, names = opened.about["settings"], opened.names()
     labels = drawer.labels
@@ -126,16 +127,22 @@ def likeness(maps: np.ndarray) -> np.ndarray:
     return (units @ units.sum(axis=0) - (units**2).sum(axis=1)) / max(1, len(maps) - 1)
 
 
-def _source(store: Store, source: Source | None) -> Source:
-    if source is not None:
-        return source
-    paths: Sequence[str] = store.about.get("source", ())
+def reopened(store: Store, inputs: Sequence[str | os.PathLike[str]] = ()) -> Source:
+    """The images of a store, opened as they were for it.
+
+    Args:
+        store: the store.
+        inputs: where they are now; without any, where the store says that they were.
+    """
+    paths, settings = inputs or store.about.get("source", ()), store.about.get("settings", {})
+    levels, channels = settings.get("levels"), settings.get("preprocessing", {}).get("channels", 3)
     try:
         if paths:
-            settings = store.about["settings"]
-            levels = settings.get("levels")
-            return open_source(paths, member=settings.get("member"), levels=levels and tuple(levels))
+            levels = levels and tuple(levels)
+            return open_source(paths, member=settings.get("member"), levels=levels, channels=channels)
     except (OSError, ValueError) as error:
+        if inputs:
+            raise
         raise ValueError(f"the images of {store.out} are no longer where they were ({error}): say where.") from error
     raise ValueError(f"{store.out} does not say where its images are: say it.")
 
@@ -211,15 +218,12 @@ class _Drawer:
 
     def _picture(self, i: int, name: str) -> Image.Image:
         try:
-            found = self.source.read(self.place[i])
-            picture = crop(found, self.preprocessing) if isinstance(found, Image.Image) else self._of_image(found)
+            image = preprocess(self.source.read(self.place[i]), self.preprocessing)
+            picture = self.preprocessing.picture(image)
         except (KeyError, OSError, ValueError):
             self.missing.append(name)
             picture = Image.new("L", self.size, 128)
         return picture.resize(self.size, Image.Resampling.BICUBIC).convert("RGB")
-
-    def _of_image(self, image: np.ndarray) -> Image.Image:
-        return self.preprocessing.picture(image)
 
 
 def _places(store: Store, source: Source) -> dict[int, int]:

@@ -219,7 +219,7 @@ def _of_store(store: Store, source: Source) -> Source:
         )
     more, fewer = sorted(set(names) - set(stored)), sorted(set(stored) - set(names))
     if isinstance(source, Pictures) and fewer and not more:
-        return Pictures(stored, source.root, source.inputs, levels=source.levels)
+        return Pictures(stored, source.root, source.inputs, levels=source.levels, channels=source.channels)
     those = f"{len(more)} images of the input are not in it, {len(fewer)} of its images are not in the input"
     first = f"; first {[*more, *fewer][0]}" if more or fewer else ", but their order or number is another"
     raise ValueError(f"{store.out} is of other images ({those}{first}): give it another place.")

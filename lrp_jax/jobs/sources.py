@@ -19,7 +19,16 @@ from PIL import Image
 from lrp_jax.checks import listed
 from lrp_jax.datasets import is_left_behind, pictures_in
 from lrp_jax.files import read_text
-from lrp_jax.pictures import Levels, Preprocessing, checked_levels, picture_suffixes, preprocess, read_image
+from lrp_jax.pictures import (
+    Bands,
+    Levels,
+    Picture,
+    Preprocessing,
+    checked_levels,
+    is_picture,
+    preprocess,
+    read_picture,
+)
 
 _SAMPLED = 64  # images of an array, by which another is told from it
 
@@ -46,8 +55,8 @@ class Source(Protocol):
         """How many bytes image i has in its file; -1 if it is not there."""
         ...
 
-    def read(self, i: int) -> Image.Image | np.ndarray:
-        """Image i: a picture; or an array ``[H, W, channels]``, normalised already.
+    def read(self, i: int) -> Picture:
+        """Image i: a picture; its bands; or an array ``[H, W, channels]``, normalised already.
 
         Raises:
             OSError: it is not there, or cannot be read.
@@ -64,6 +73,7 @@ class Pictures:
         root: a folder.
         inputs: what they were found by.
         levels: the samples that are black and white in pictures of more than 8 bits: :func:`lrp_jax.read_image`.
+        channels: of the model that the pictures are for: :func:`lrp_jax.pictures.read_picture`.
     """
 
     def __init__(
@@ -73,9 +83,10 @@ class Pictures:
         inputs: Sequence[str | os.PathLike[str]] = (),
         *,
         levels: Levels | None = None,
+        channels: int = 3,
     ) -> None:
         self.names, self.root, self.inputs = list(names), Path(root), list(map(os.path.abspath, inputs))
-        self.levels = checked_levels(levels)
+        self.levels, self.channels = checked_levels(levels), channels
         self.kind = {"input": "pictures"} | _said(levels)
 
     def size(self, i: int) -> int:
@@ -85,35 +96,38 @@ class Pictures:
         except OSError:
             return -1
 
-    def read(self, i: int) -> Image.Image:
+    def read(self, i: int) -> Picture:
         """Picture i, upright."""
-        return read_image(self.root / self.names[i], levels=self.levels)
+        return read_picture(self.root / self.names[i], self.channels, levels=self.levels)
 
 
 class ArrayFile:
     """The images of a ``.npy``, read one by one, or of a ``.npz``, held in memory.
 
-    Bytes ``[n, H, W]``, ``[n, H, W, 1]`` or ``[n, H, W, 3]`` are pictures; floating-point ``[n, H, W, channels]`` are
-    images that are normalised for the model already.
+    Bytes ``[n, H, W]`` or ``[n, H, W, C]``, of one channel, three, or as many as the model has, are pictures;
+    floating-point ``[n, H, W, channels]`` are images that are normalised for the model already.
 
     Args:
         path: the file. A ``.npz`` holds one array, or several and one of them is ``images``.
+        channels: of the model that the pictures are for.
 
     Raises:
         OSError: there is no such file.
         ValueError: it is no such file, or holds something else.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, channels: int = 3) -> None:
         self.path, self.inputs = Path(path), [os.path.abspath(path)]
-        array = self._loaded()
-        pictures = array.dtype == np.uint8 and (array.ndim == 3 or (array.ndim == 4 and array.shape[3] in (1, 3)))
+        array, bands = self._loaded(), sorted({1, 3, channels})
+        is_grey = array.ndim == 3 and channels in (1, 3)
+        pictures = array.dtype == np.uint8 and (is_grey or (array.ndim == 4 and array.shape[3] in bands))
+        is_one = array.ndim == 3 and channels not in (1, 3) and array.shape[2] == channels
         images = array.dtype.kind == "f" and array.dtype.itemsize in (4, 8) and array.ndim == 4
         if not (pictures or images) or not array.size:
             raise ValueError(
-                f"{path} must hold pictures, bytes [n, H, W], [n, H, W, 1] or [n, H, W, 3], or images "
+                f"{path} must hold pictures, bytes [n, H, W] or [n, H, W, {' or '.join(map(str, bands))}], or images "
                 f"normalised for the model, float32 or float64 [n, H, W, channels]; got {array.dtype} of the shape "
-                f"{array.shape}."
+                f"{array.shape}.{' A picture in a file of its own is read from its folder.' if is_one else ''}"
             )
         self.names = [str(i) for i in range(len(array))]
         some = np.unique(np.linspace(0, len(array) - 1, _SAMPLED).round().astype(int))
@@ -125,6 +139,7 @@ class ArrayFile:
         if isinstance(array, np.memmap) and array.flags.c_contiguous:
             self.offset, self.array = array.offset, np.empty((0, *array.shape[1:]), array.dtype)
         self.dtype, self.shape = array.dtype, array.shape[1:]
+        self.channels = array.shape[3] if array.ndim == 4 else 1
 
     def _loaded(self) -> np.ndarray:
         try:
@@ -144,7 +159,7 @@ class ArrayFile:
         """How many bytes image i has."""
         return self.dtype.itemsize * math.prod(self.shape)
 
-    def read(self, i: int) -> Image.Image | np.ndarray:
+    def read(self, i: int) -> Picture:
         """Image i; a picture where the file holds bytes."""
         if self.offset is None:
             image = self.array[i]
@@ -153,6 +168,8 @@ class ArrayFile:
             image = np.frombuffer(data, self.dtype).reshape(self.shape)
         if image.dtype != np.uint8:
             return image
+        if self.channels not in (1, 3):
+            return Bands(image.astype(np.float32) / 255)
         return Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
 
 
@@ -187,6 +204,7 @@ class TarShards:
             one picture, or the one of several that has no second dot. ``"*"``: every picture is an image of its own,
             under its whole name.
         levels: as of :class:`Pictures`.
+        channels: likewise.
 
     Raises:
         OSError: there is no such file.
@@ -199,10 +217,11 @@ class TarShards:
         *,
         member: str | None = None,
         levels: Levels | None = None,
+        channels: int = 3,
     ) -> None:
         self.paths, self.inputs = [Path(path) for path in paths], list(map(os.path.abspath, paths))
         self.member = member if member is None else member.removeprefix(".").lower()
-        self.levels = checked_levels(levels)
+        self.levels, self.channels = checked_levels(levels), channels
         self.kind = {"input": "tar shards"} | ({} if self.member is None else {"member": self.member}) | _said(levels)
         self.names: list[str] = []
         self.members: list[tuple[int, Member | None]] = []
@@ -228,7 +247,7 @@ class TarShards:
 
     def _samples(self, path: Path) -> dict[str, dict[str, Member]]:
         """The pictures of each sample that has any, by key, and by what follows the key."""
-        suffixes, samples = picture_suffixes(), dict[str, dict[str, Member]]()
+        samples = dict[str, dict[str, Member]]()
         try:
             with tarfile.open(path, "r:", errorlevel=2) as file:
                 for entry in file:
@@ -236,7 +255,7 @@ class TarShards:
                     name = PurePosixPath(entry.name)
                     if (
                         entry.isreg()
-                        and name.suffix.lower() in suffixes
+                        and is_picture(name, self.channels)
                         and not any(map(is_left_behind, _levels(name)))
                     ):
                         extension = name.name.partition(".")[2]
@@ -283,13 +302,14 @@ class TarShards:
         _, member = self.members[i]
         return -1 if member is None else member.size
 
-    def read(self, i: int) -> Image.Image:
+    def read(self, i: int) -> Picture:
         """Picture i, upright."""
         shard, member = self.members[i]
         if member is None:
             raise ValueError(f"{self.names[i]} has no picture {self.member or 'of its own'}, others only.")
         data = _part(self.paths[shard], member.offset, member.size)
-        return read_image(io.BytesIO(data), name=f"{self.paths[shard].name}/{member.name}", levels=self.levels)
+        name = f"{self.paths[shard].name}/{member.name}"
+        return read_picture(io.BytesIO(data), self.channels, name=name, levels=self.levels)
 
 
 def _said(levels: Levels | None) -> dict[str, Any]:
@@ -310,7 +330,11 @@ def _part(path: Path, offset: int, size: int) -> bytes:
 
 
 def open_source(
-    inputs: Sequence[str | os.PathLike[str]], *, member: str | None = None, levels: Levels | None = None
+    inputs: Sequence[str | os.PathLike[str]],
+    *,
+    member: str | None = None,
+    levels: Levels | None = None,
+    channels: int = 3,
 ) -> Source:
     """The images that paths name.
 
@@ -319,6 +343,7 @@ def open_source(
             on each line, seen from its folder; a ``.npy`` or ``.npz``; or any number of pictures, or of ``.tar``.
         member: of tar shards, which member of each sample is explained: see :class:`TarShards`.
         levels: the samples that are black and white in pictures of more than 8 bits: :func:`lrp_jax.read_image`.
+        channels: of the model. For other than 1 or 3, pictures are TIFF and ``.npy`` of as many bands.
 
     Raises:
         OSError: there is no such file or folder.
@@ -328,24 +353,24 @@ def open_source(
     suffixes = {path.suffix.lower() for path in paths}
     shards = sorted(paths[0].glob("*.tar")) if len(paths) == 1 and paths[0].is_dir() else []
     if suffixes == {".tar"} or shards:
-        if shards and any(p.suffix.lower() in picture_suffixes() for p in paths[0].iterdir()):
+        if shards and any(is_picture(p, channels) for p in paths[0].iterdir()):
             raise ValueError(f"{paths[0]} holds pictures as well as tar files: name those that are meant.")
-        return TarShards(shards or paths, member=member, levels=levels)
+        return TarShards(shards or paths, member=member, levels=levels, channels=channels)
     if member is not None:
         raise ValueError(f"member chooses of the samples of tar shards, and the input is none; got {member!r}.")
     if len(paths) == 1:
         (path,) = paths
         if path.is_dir():
-            names = [str(p.relative_to(path).as_posix()) for p in pictures_in(path, nested=True)]
-            return Pictures(names, path, [path], levels=levels)
+            names = [str(p.relative_to(path).as_posix()) for p in pictures_in(path, nested=True, channels=channels)]
+            return Pictures(names, path, [path], levels=levels, channels=channels)
         if suffixes == {".txt"}:
             names = [line for line in read_text(path).split("\n") if line.strip()]
             if not names:
                 raise ValueError(f"{path} names no pictures.")
-            return Pictures(names, path.parent, paths, levels=levels)
+            return Pictures(names, path.parent, paths, levels=levels, channels=channels)
         if suffixes <= {".npy", ".npz"}:
-            return ArrayFile(path)
-    wrong = [str(p) for p in paths if p.suffix.lower() not in picture_suffixes()]
+            return ArrayFile(path, channels=channels)
+    wrong = [str(p) for p in paths if not is_picture(p, channels)]
     if wrong or not paths:
         raise ValueError(
             "input must be a folder, a .txt, a .npy or .npz, or any number of .tar or of pictures; got "
@@ -353,26 +378,22 @@ def open_source(
         )
     for path in paths:
         path.stat()
-    return Pictures([str(path) for path in paths], inputs=paths, levels=levels)
+    return Pictures([str(path) for path in paths], inputs=paths, levels=levels, channels=channels)
 
 
-def image_of(found: Image.Image | np.ndarray, preprocessing: Preprocessing, dtype: np.dtype) -> np.ndarray:
+def image_of(found: Picture, preprocessing: Preprocessing, dtype: np.dtype) -> np.ndarray:
     """What is read of a source, as an image for the model ``[H, W, channels]``.
 
     Args:
-        found: a picture, or an image normalised already.
+        found: a picture, its bands, or an image normalised already.
         preprocessing: of the model.
         dtype: of the image.
 
     Raises:
-        ValueError: the model has neither 1 nor 3 channels, or the image another size, or pixels that are not finite.
+        ValueError: the model has another number of channels, or the image another size, or pixels that are not finite.
     """
-    if isinstance(found, Image.Image):
-        return preprocess(found, preprocessing).astype(dtype)
-    if found.shape != preprocessing.image_shape:
-        raise ValueError(f"expected an image of the shape {preprocessing.image_shape}, got {found.shape}.")
     with np.errstate(over="ignore"):
-        image = found.astype(dtype)
+        image = preprocess(found, preprocessing).astype(dtype)
     if not np.isfinite(image).all():
         raise ValueError(f"the image has pixels that are NaN or infinite in {dtype}.")
     return image

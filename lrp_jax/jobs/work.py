@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from PIL import Image
 
 from lrp_jax.attribution import explain, most_probable
 from lrp_jax.jobs.sources import Source, image_of
@@ -20,7 +19,7 @@ from lrp_jax.maps import centres, heatmaps
 from lrp_jax.methods import METHODS
 from lrp_jax.methods.base import is_integer
 from lrp_jax.model import Checked, Model, Params, digest, number_of_classes
-from lrp_jax.pictures import Box, Preprocessing, seen_box
+from lrp_jax.pictures import Box, Preprocessing, box_of
 from lrp_jax.version import __version__
 
 DTYPES = ("float32", "float16", "float64")
@@ -58,6 +57,12 @@ class Work:
             raise ValueError("jobs explain images; this model takes something else.")
         if not len(self.source.names):
             raise ValueError("the source holds no images.")
+        opened, channels = getattr(self.source, "channels", None), self.preprocessing.channels
+        if opened not in (None, channels) and not {opened, channels} <= {1, 3}:
+            raise ValueError(
+                f"the source is of pictures of {opened} channels, the model has {channels}: open_source(..., "
+                f"channels={channels}) reads bands from TIFF and .npy."
+            )
         one = jax.ShapeDtypeStruct(self.preprocessing.image_shape, self.computed)
         classes = number_of_classes(self.model, self.params, one)
         if classes != self.labels.num_classes:
@@ -127,10 +132,7 @@ class Work:
         """Image i, and which part it is of its picture; or why it cannot be read."""
         try:
             found = self.source.read(i)
-            rows, cols, _ = self.preprocessing.image_shape
-            size = found.size if isinstance(found, Image.Image) else None
-            box = seen_box(size, self.preprocessing) if size else (0.0, 0.0, float(cols), float(rows))
-            return image_of(found, self.preprocessing, self.computed), box
+            return image_of(found, self.preprocessing, self.computed), box_of(found, self.preprocessing)
         except (OSError, ValueError) as error:
             return " ".join(str(error).split())
 

@@ -1,6 +1,7 @@
 """How a picture becomes an image for a model, and back.
 
-A picture is a ``PIL.Image``; an image is float32 ``[H, W, channels]``, normalised for a model.
+A picture is a ``PIL.Image``, or :class:`lrp_jax.pictures.Bands` for models of other than 1 or 3 channels; an image is
+float32 ``[H, W, channels]``, normalised for a model.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from PIL import Image
 
 from lrp_jax.checks import check_choice, check_model, check_positive, check_truth, pair, set_field
 from lrp_jax.labels import Labels
+from lrp_jax.pictures.bands import Bands, Picture
 
 Interpolation = Literal["bilinear", "bicubic", "lanczos", "nearest", "box"]
 _LARGEST = 16  # times the image: what a file promises is allotted for each picture
@@ -88,8 +90,8 @@ class Preprocessing:
         return self.normalise(np.asarray(picture, np.float32).reshape(self.image_shape) / 255)
 
     def picture(self, image: np.ndarray) -> Image.Image:
-        """The picture that an image ``[H, W, channels]`` shows."""
-        return Image.fromarray((self.pixels(image) * 255).round().astype(np.uint8).squeeze())
+        """The picture that an image ``[H, W, channels]`` shows; of its bands, if it has others than colours, three."""
+        return Bands(self.pixels(image)).shown
 
     def pixels(self, image: np.ndarray) -> np.ndarray:
         """The pixels in [0, 1] that an image ``[H, W, channels]`` is made of."""
@@ -155,6 +157,18 @@ def seen_box(size: tuple[int, int], preprocessing: Preprocessing) -> Box:
     )
 
 
+def box_of(picture: Picture, preprocessing: Preprocessing) -> Box:
+    """The part of what :func:`lrp_jax.pictures.read_picture` read that a model sees: :func:`seen_box`.
+
+    Args:
+        picture: a picture; of an image that is normalised already the model sees all.
+        preprocessing: of the model.
+    """
+    if isinstance(picture, np.ndarray):
+        return 0.0, 0.0, float(picture.shape[1]), float(picture.shape[0])
+    return seen_box(picture.size, preprocessing)
+
+
 def crop(picture: Image.Image, preprocessing: Preprocessing) -> Image.Image:
     """Resize and crop a picture to what the model sees: :func:`seen_box` says which part that is.
 
@@ -168,27 +182,30 @@ def crop(picture: Image.Image, preprocessing: Preprocessing) -> Image.Image:
     Raises:
         ValueError: the model has neither 1 nor 3 channels.
     """
-    modes = {1: "L", 3: "RGB"}
-    if preprocessing.channels not in modes:
+    modes, channels = {1: "L", 3: "RGB"}, preprocessing.channels
+    if channels not in modes:
         raise ValueError(
-            f"a picture has 1 or 3 channels, the model expects {preprocessing.channels}: lrp-jax explain reads bands "
-            "from a TIFF or a .npy, and elsewhere images are arrays that are normalised for the model."
+            f"a picture has 1 or 3 channels, the model expects {channels}: lrp_jax.pictures.read_picture reads bands "
+            "from a TIFF or a .npy."
         )
-    return _cut(picture.convert(modes[preprocessing.channels]), preprocessing)
+    return _cut(picture.convert(modes[channels]), preprocessing)
 
 
-def crop_bands(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+def crop_bands(picture: Bands, preprocessing: Preprocessing) -> Bands:
     """Resize and crop a picture of any number of bands as :func:`crop` does one of grey or colours.
 
     Args:
-        pixels: in [0, 1], float32 ``[H, W, channels]``.
+        picture: the picture.
         preprocessing: of the model.
 
-    Returns:
-        Float32 ``[rows, columns, channels]``, in [0, 1].
+    Raises:
+        ValueError: the model has another number of channels.
     """
-    bands = [np.asarray(_cut(Image.fromarray(band), preprocessing)) for band in np.moveaxis(pixels, -1, 0)]
-    return np.stack(bands, axis=-1).clip(0, 1)
+    if picture.pixels.shape[2] != preprocessing.channels:
+        found = picture.pixels.shape[2]
+        raise ValueError(f"the picture has {found} bands, the model expects {preprocessing.channels}.")
+    bands = [np.asarray(_cut(Image.fromarray(b), preprocessing)) for b in np.moveaxis(picture.pixels, -1, 0)]
+    return Bands(np.stack(bands, axis=-1).clip(0, 1))
 
 
 def _cut(picture: Image.Image, preprocessing: Preprocessing) -> Image.Image:
@@ -201,20 +218,30 @@ def _cut(picture: Image.Image, preprocessing: Preprocessing) -> Image.Image:
     return picture.crop((left, top, left + cols, top + rows))
 
 
-def preprocess(picture: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
+def preprocess(picture: Picture, preprocessing: Preprocessing) -> np.ndarray:
     """Resize, crop and normalise a picture as a model expects it.
 
     Args:
-        picture: the picture.
+        picture: the picture, or what else :func:`lrp_jax.pictures.read_picture` read: bands, or an image ``[H, W,
+            channels]`` that is normalised already and stays as it is.
         preprocessing: of the model; a :class:`lrp_jax.ViTConfig` is one.
 
     Returns:
         The image, float32 ``[H, W, channels]``.
 
     Raises:
-        ValueError: the model has neither 1 nor 3 channels.
+        ValueError: the model has another number of channels; or an image that is normalised has another shape, or holds
+            what is not finite.
     """
-    return preprocessing.image(crop(picture, preprocessing))
+    if isinstance(picture, Image.Image):
+        return preprocessing.image(crop(picture, preprocessing))
+    if isinstance(picture, Bands):
+        return preprocessing.normalise(crop_bands(picture, preprocessing).pixels)
+    if picture.shape != preprocessing.image_shape:
+        raise ValueError(f"expected an image of the shape {preprocessing.image_shape}, got {picture.shape}.")
+    if not np.isfinite(picture).all():
+        raise ValueError("the image has pixels that are NaN or infinite.")
+    return picture
 
 
 def described(model: Any, preprocessing: Preprocessing | None, labels: Labels | None) -> tuple[Preprocessing, Labels]:

@@ -34,6 +34,21 @@ def picture_suffixes() -> set[str]:
     return {*read, *_HEIF_SUFFIXES}
 
 
+@contextlib.contextmanager
+def opened_file(path: str | os.PathLike[str] | IO[bytes], called: str) -> Iterator[IO[bytes]]:
+    """A file for reading bytes, or one that is open already; a folder, a pipe and the like is refused at once."""
+    if not isinstance(path, (str, os.PathLike)):
+        yield path
+        return
+    kind = os.stat(path).st_mode
+    if stat.S_ISDIR(kind):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), called)
+    if not stat.S_ISREG(kind):  # a pipe would be waited for
+        raise ValueError(f"{called} is a pipe, a socket or a device, expected a file.")
+    with open(path, "rb") as file:
+        yield file
+
+
 def read_image(
     path: str | os.PathLike[str] | IO[bytes], *, name: str | None = None, levels: Levels | None = None
 ) -> Image.Image:
@@ -114,11 +129,7 @@ def _loaded(
     use: Callable[[Image.Image, IO[bytes], Depth | None], T],
 ) -> T:
     """What a function makes of a picture as it is stored, of its file and of its depth; errors call it so."""
-    if isinstance(path, (str, os.PathLike)) and not stat.S_ISREG((kind := os.stat(path)).st_mode):
-        if stat.S_ISDIR(kind.st_mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), called)
-        raise ValueError(f"{called} is a pipe, a socket or a device, expected a file.")  # a pipe would be waited for
-    with open(path, "rb") if isinstance(path, (str, os.PathLike)) else contextlib.nullcontext(path) as file:
+    with opened_file(path, called) as file:
         with _told(called), _WARNINGS, warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             opened = _opened(file)

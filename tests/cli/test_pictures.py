@@ -1,6 +1,7 @@
 """``lrp-jax explain`` of pictures of all kinds, and of files that are none."""
 
 import os
+import tarfile
 
 import jax
 import numpy as np
@@ -131,7 +132,7 @@ def test_more_bands_than_colours(run, tmp_path, tiny):
     picture(tmp_path / "a" / "colours.png")
     status, _, err = run("a", "--model", model, "--npz", "--output", "o")
     assert status == 1
-    assert "five.npy has 5 bands: the panel shows bands 1, 2 and 3 as red, green and blue." in err
+    assert "five.npy has 5 bands: shown is bands 1, 2 and 3 as red, green and blue." in err
     assert "four.npy has the shape (32, 32, 4), expected [H, W, 5]" in err
     assert "colours.png is no TIFF and no .npy: expected one of the model's 5 bands" in err
     loaded, params = lrp_jax.load(model)
@@ -141,6 +142,74 @@ def test_more_bands_than_colours(run, tmp_path, tiny):
     with Image.open("o/five.explained.png") as panel:
         shown = Image.fromarray(bands[..., :3]).resize((224, 224), Image.Resampling.BICUBIC)
         np.testing.assert_array_equal(np.asarray(panel)[31:255, 8:232], shown)
+
+
+def test_every_command_takes_the_bands_of_the_model(run, tmp_path, tiny, capsys):
+    """By one reader: a folder, a shard and an array of bytes give a job the same images."""
+    tifffile = pytest.importorskip("tifffile")
+    pytest.importorskip("tensorstore")
+    path = tiny(num_classes=2, channels=5)
+    model, params = lrp_jax.load(path)
+    bands = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 5), np.uint8)
+    (tmp_path / "a").mkdir()
+    np.save(tmp_path / "a" / "0.npy", bands[0])
+    tifffile.imwrite(tmp_path / "a" / "1.tif", bands[1], photometric="minisblack", planarconfig="contig")
+    np.save(tmp_path / "all.npy", bands)
+    with tarfile.open(tmp_path / "a.tar", "w") as shard:
+        shard.add(tmp_path / "a" / "0.npy", "0.npy")
+        shard.add(tmp_path / "a" / "1.tif", "1.tif")
+    images = (bands / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
+    for name in ("a", "a.tar", "all.npy"):
+        source = lrp_jax.jobs.open_source([name], channels=5)
+        found = [lrp_jax.jobs.image_of(source.read(i), model.config, np.dtype("float32")) for i in range(2)]
+        np.testing.assert_allclose(found, images, rtol=1e-6, atol=1e-6)
+    job = ["attribute", "a", "--model", str(path), "--method", "raw_attention", "--out", "a.zarr"]
+    assert cli.main(job) == 0
+    expected = lrp_jax.explain(model, params, images, method="raw_attention")
+    np.testing.assert_allclose(lrp_jax.jobs.Store("a.zarr").read("relevance"), expected.relevance, rtol=1e-4)
+    assert cli.main(["gallery", "a.zarr", "page"]) == 0
+    assert "shown is bands 1, 2 and 3" in capsys.readouterr().err
+    assert cli.main(["conservation", "a", "--model", str(path), "--top-k", "1"]) == 0
+    report = lrp_jax.conservation(model, params, images.astype(float), rules="libragrad")
+    assert str(report) in capsys.readouterr().out
+    command = ["compare", "a/1.tif", "--model", str(path), "--method", "raw_attention", "--output", "p.png"]
+    assert cli.main(command) == 0
+    assert "a/1.tif has 5 bands: shown is bands 1, 2 and 3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["attribute", "compare", "conservation"])
+def test_pictures_of_too_few_bands_are_named(run, tmp_path, tiny, command, capsys):
+    picture(tmp_path / "a.png")
+    more = ["--out", "m.zarr"] if command == "attribute" else []
+    assert cli.main([command, "a.png", "--model", str(tiny(num_classes=2, channels=5)), *more]) in (1, 2)
+    assert "a.png is no TIFF and no .npy: expected one of the model's 5 bands" in capsys.readouterr().err
+
+
+def test_a_source_of_other_channels_is_refused_before_anything_is_computed(tmp_path, tiny):
+    model, params = lrp_jax.load(tiny(num_classes=2, channels=5))
+    np.save(tmp_path / "four.npy", np.zeros((2, 32, 32, 4), np.float32))
+    picture(tmp_path / "a.png")
+    for name, channels in (("four.npy", 4), ("a.png", 3)):
+        source = lrp_jax.jobs.open_source([tmp_path / name])
+        with pytest.raises(ValueError, match=rf"of pictures of {channels} channels, the model has 5: .*channels=5"):
+            lrp_jax.jobs.attribute(model, params, source, tmp_path / "m.zarr")
+    assert not (tmp_path / "m.zarr").exists()
+
+
+def test_datasets_take_the_bands_of_the_model(tmp_path):
+    config = lrp_jax.ViTConfig(image_size=8, patch_size=4, channels=5, num_classes=1, class_names=("a",))
+    bands = np.random.default_rng(0).integers(0, 256, (8, 8, 5), np.uint8)
+    for folder in ("images", "masks", "a"):
+        (tmp_path / folder).mkdir()
+    np.save(tmp_path / "images" / "x.npy", bands)
+    Image.fromarray(bands[..., 0] // 128).save(tmp_path / "masks" / "x.png")
+    (tmp_path / "by-class" / "a").mkdir(parents=True)
+    np.save(tmp_path / "by-class" / "a" / "x.npy", bands)
+    masks = lrp_jax.datasets.MaskFolder(tmp_path, config)
+    classes = lrp_jax.datasets.ImageNetFolder(tmp_path / "by-class", config)
+    for dataset in (masks, classes):
+        np.testing.assert_allclose(dataset.sample(0).image, bands / 127.5 - 1, atol=1e-6)
+    np.testing.assert_array_equal(masks.sample(0).masks[0], bands[..., 0] > 127)
 
 
 def test_twelve_bits_are_said(run, tmp_path, tiny):

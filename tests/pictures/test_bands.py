@@ -5,7 +5,8 @@ import sys
 import numpy as np
 import pytest
 
-from lrp_jax.pictures import has_bands, read_bands
+from lrp_jax.pictures import read_bands
+from lrp_jax.pictures.bands import has_bands
 
 tifffile = pytest.importorskip("tifffile")
 BANDS = np.random.default_rng(0).integers(0, 65536, (9, 11, 5)).astype(np.uint16)
@@ -24,30 +25,32 @@ def test_layouts_of_tiff(tmp_path, layout, kind):
     samples, options = LAYOUTS[layout]
     tifffile.imwrite(tmp_path / "a.tif", np.ascontiguousarray(samples), photometric=kind, **options)
     expected = BANDS / 65535
-    found = read_bands(tmp_path / "a.tif", 5)
+    found = read_bands(tmp_path / "a.tif", 5).pixels
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected if kind == "minisblack" else 1 - expected, atol=1e-6)
 
 
 def test_arrays_and_levels(tmp_path):
     np.save(tmp_path / "bytes.npy", BANDS.astype(np.uint8))
-    np.testing.assert_allclose(read_bands(tmp_path / "bytes.npy", 5), BANDS.astype(np.uint8) / 255, atol=1e-6)
+    np.testing.assert_allclose(read_bands(tmp_path / "bytes.npy", 5).pixels, BANDS.astype(np.uint8) / 255, atol=1e-6)
     np.save(tmp_path / "deep.npy", BANDS >> 4)
     with pytest.warns(UserWarning, match="makes use of 12 of its 16 bits"):
-        np.testing.assert_allclose(read_bands(tmp_path / "deep.npy", 5), (BANDS >> 4) / 65535, atol=1e-6)
-    found = read_bands(tmp_path / "deep.npy", 5, levels=(0, 4095))
+        np.testing.assert_allclose(read_bands(tmp_path / "deep.npy", 5).pixels, (BANDS >> 4) / 65535, atol=1e-6)
+    found = read_bands(tmp_path / "deep.npy", 5, levels=(0, 4095)).pixels
     np.testing.assert_allclose(found, (BANDS >> 4) / 4095, atol=1e-6)
     normalised = BANDS.astype(np.float32) / 1e4 - 3
     np.save(tmp_path / "float.npy", normalised)
     np.testing.assert_array_equal(read_bands(tmp_path / "float.npy", 5), normalised.astype(np.float64))
-    found = read_bands(tmp_path / "float.npy", 5, levels=(-3, 3.5535))
+    found = read_bands(tmp_path / "float.npy", 5, levels=(-3, 3.5535)).pixels
     np.testing.assert_allclose(found, BANDS / 65535, atol=1e-5)
     tifffile.imwrite(tmp_path / "float.tif", normalised, photometric="minisblack", planarconfig="contig")
-    np.testing.assert_allclose(read_bands(tmp_path / "float.tif", 5, levels=(-3, 3.5535)), BANDS / 65535, atol=1e-5)
+    np.testing.assert_allclose(
+        read_bands(tmp_path / "float.tif", 5, levels=(-3, 3.5535)).pixels, BANDS / 65535, atol=1e-5
+    )
     np.save(tmp_path / "wide.npy", BANDS.astype(np.int64))
-    np.testing.assert_allclose(read_bands(tmp_path / "wide.npy", 5, levels=(0, 65535)), BANDS / 65535, atol=1e-6)
+    np.testing.assert_allclose(read_bands(tmp_path / "wide.npy", 5, levels=(0, 65535)).pixels, BANDS / 65535, atol=1e-6)
     np.save(tmp_path / "grey.npy", BANDS[..., 0])
-    assert read_bands(tmp_path / "grey.npy", 1).shape == (9, 11, 1)
+    assert read_bands(tmp_path / "grey.npy", 1).pixels.shape == (9, 11, 1)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 import lrp_jax
-from lrp_jax.pictures import crop, crop_bands, seen_box
+from lrp_jax.pictures import Bands, crop, crop_bands, seen_box
 
 
 def test_preprocess_normalises(pixels):
@@ -52,13 +52,13 @@ def test_grey_model(pixels):
 )
 def test_the_box_is_what_the_model_sees(size, fields):
     """A picture of its own coordinates, resized and cropped, has those of the box."""
-    config = lrp_jax.ViTConfig(image_size=(24, 40), patch_size=8, interpolation="bilinear", **fields)
+    config = lrp_jax.ViTConfig(image_size=(24, 40), patch_size=8, channels=2, interpolation="bilinear", **fields)
     left, top, right, bottom = seen_box(size, config)
     assert 0 <= left < right <= size[0]
     assert 0 <= top < bottom <= size[1]
     width, height = size
     coordinates = np.stack(np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5), axis=-1)
-    seen = crop_bands((coordinates / 1000).astype(np.float32), config) * 1000
+    seen = crop_bands(Bands((coordinates / 1000).astype(np.float32)), config).pixels * 1000
     x = left + (np.arange(40) + 0.5) * (right - left) / 40
     y = top + (np.arange(24) + 0.5) * (bottom - top) / 24
     inside_x = (x - max(1, width / 40) > 0.5) & (x + max(1, width / 40) < width - 0.5)  # not at the edges
@@ -71,5 +71,5 @@ def test_the_box_is_what_the_model_sees(size, fields):
 
 def test_bands_are_cropped_as_colours_are(pixels):
     config = lrp_jax.ViTConfig(image_size=16, patch_size=8, resize=18, interpolation="bilinear")
-    bands = crop_bands((pixels / 255).astype(np.float32), config)
+    bands = crop_bands(Bands((pixels / 255).astype(np.float32)), config).pixels
     np.testing.assert_allclose(bands * 255, np.asarray(crop(Image.fromarray(pixels), config)), atol=1)
