@@ -7,9 +7,10 @@ import contextlib
 import errno
 import importlib
 import os
+import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ DATA = Path(__file__).parent / "data"
 _MARKS = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
-# What is being written, in any thread.
+# What is being written, in any thread, and the folders that were made for it.
 _temporary: set[Path] = set()
+_made: set[Path] = set()
 _changing = threading.Lock()
 
 
@@ -65,13 +67,72 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.close(handle)
         try:
             yield temporary
-            umask = os.umask(0)
-            os.umask(umask)
-            temporary.chmod(0o666 & ~umask)  # mkstemp's files are private
+            temporary.chmod(0o666 & ~_umask())  # mkstemp's files are private
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
             _temporary.discard(temporary)
+
+
+@contextlib.contextmanager
+def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary folder beside ``path``; move it there on success, remove it on any error: :func:`replacing`.
+
+    Args:
+        path: the folder to write, in an existing one. What it held before goes on success.
+
+    Yields:
+        The folder to write into.
+
+    Raises:
+        OSError: the folder around it does not exist or cannot be written to.
+    """
+    target = Path(path)
+    with naming(target):
+        with _changing:
+            temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.stem}-"))
+            _temporary.add(temporary)
+        try:
+            yield temporary
+            temporary.chmod(0o777 & ~_umask())
+            shutil.rmtree(target, ignore_errors=True)
+            temporary.replace(target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            _temporary.discard(temporary)
+
+
+@contextlib.contextmanager
+def filling(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Make a folder, and those around it; those that were made go again if they are empty in the end.
+
+    Args:
+        folder: the folder, which may be there.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    folder = Path(folder)
+    made = [it for it in (folder, *folder.parents) if not it.exists()]
+    _made.update(made)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        _remove_empty(made)
+        _made.difference_update(made)
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    for folder in sorted(folders, reverse=True):  # those within others first
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
 
 
 @contextlib.contextmanager
@@ -94,10 +155,12 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def abandon() -> None:
-    """Remove the temporary files of this process, and let it make no more: it is about to end."""
+    """Remove the temporary files and empty folders of this process, and let it make no more: it is about to end."""
     _changing.acquire()
     for path in list(_temporary):
+        shutil.rmtree(path, ignore_errors=True)
         path.unlink(missing_ok=True)
+    _remove_empty(list(_made))
 
 
 def read_text(path: str | os.PathLike[str]) -> str:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from lrp_jax import cli
 from lrp_jax.evaluate.results import append
-from lrp_jax.files import replacing
+from lrp_jax.files import filling, replacing, replacing_folder
 
 DATA = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
 WRITERS = {
@@ -29,6 +29,26 @@ def test_a_full_disk_is_named_by_the_file(tmp_path, full_disk, name):
     assert raised.value.filename == str(tmp_path / name)
     assert names(tmp_path) == [name]
     assert (tmp_path / name).read_bytes() == b"before"
+
+
+def test_a_folder_is_whole_or_as_before(tmp_path, full_disk):
+    (tmp_path / "page" / "thumbnails").mkdir(parents=True)
+    (tmp_path / "page" / "thumbnails" / "before.jpg").write_bytes(b"before")
+
+    def write(place, count):
+        with filling(place), replacing_folder(place / "thumbnails") as folder:
+            (folder / "0.jpg").write_bytes(DATA.tobytes()[:count])
+
+    for place in (tmp_path / "page", tmp_path / "new" / "page"):
+        with pytest.raises(OSError, match="File too large") as raised:
+            write(place, 5000)
+        assert raised.value.filename == str(place / "thumbnails")
+    assert names(tmp_path) == ["page"]
+    assert names(tmp_path / "page" / "thumbnails") == ["before.jpg"]
+    for place in (tmp_path / "page", tmp_path / "new" / "page"):
+        write(place, 100)
+        assert names(place) == ["thumbnails"]
+        assert names(place / "thumbnails") == ["0.jpg"]
 
 
 def test_results_name_their_file(tmp_path, full_disk):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import jax
 
+from lrp_jax.checks import visible
 from lrp_jax.cli import attribute, compare, conservation, convert, evaluate, explain, export, gallery, methods
 from lrp_jax.cli.console import FAILED, MISUSED, one_line, warnings_told
 from lrp_jax.cli.interrupts import Watch
@@ -43,10 +45,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return FAILED
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong: the usage has a dozen, and is in the help."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with the line."""
+        self.exit(MISUSED, f"{self.prog}: error: {visible(message)} (see {self.prog} --help)\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="lrp-jax", description="Class-specific relevance maps for Vision Transformers."
-    )
+    parser = _Parser(prog="lrp-jax", description="Class-specific relevance maps for Vision Transformers.")
     parser.add_argument("--version", action="version", version=f"lrp-jax {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in _COMMANDS:

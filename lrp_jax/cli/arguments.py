@@ -16,9 +16,27 @@ from lrp_jax.datasets import pictures_in
 from lrp_jax.files import DATA
 from lrp_jax.labels import Labels, Vocabulary
 from lrp_jax.methods import METHODS
-from lrp_jax.pictures import Levels, Picture, Preprocessing, preprocess, read_picture
+from lrp_jax.pictures import Levels, Picture, Preprocessing, checked_levels, preprocess, read_picture
 
 _OUTPUTS = 8  # of a regression, at most, that are explained without being named
+
+
+class Pair(argparse.Action):
+    """Keeps two numbers if they are the samples that are black and white."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        """Check an option that is given."""
+        black, white = map(float, values or ())
+        try:
+            setattr(namespace, self.dest, checked_levels((black, white)))
+        except ValueError as error:
+            parser.error(f"argument {option_string}: {error}")
 
 
 class Collect(argparse.Action):
@@ -136,6 +154,7 @@ def add_levels(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--levels",
         nargs=2,
+        action=Pair,
         type=float,
         metavar=("BLACK", "WHITE"),
         help="the samples that are black and white in pictures of more than 8 bits, such as 0 4095 (default: as the "

@@ -35,7 +35,7 @@ from lrp_jax.cli.arguments import (
 )
 from lrp_jax.cli.console import FAILED, add_row, one_line, print_table, progress, table, warn
 from lrp_jax.cli.models import load_model
-from lrp_jax.files import replacing
+from lrp_jax.files import filling, replacing
 from lrp_jax.labels import Caption, Labels, Vocabulary
 from lrp_jax.maps import centres, placed
 from lrp_jax.methods import METHODS
@@ -113,10 +113,9 @@ def run(options: argparse.Namespace) -> int:
         place=partial(placed, size=preprocessing.image_shape[:2], centres=centres(model)),
     )
     skipped = []
-    with progress("explaining", len(paths)) as (advance, errors):
+    with progress("explaining", len(paths)) as (advance, errors), filling(options.output):
         # The method's own word on its options, before anything is written.
         jax.eval_shape(explained, params, jax.ShapeDtypeStruct(shape, jnp.float32))
-        options.output.mkdir(parents=True, exist_ok=True)
 
         def skip(path: Path, error: Exception) -> None:
             skipped.append(path)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ from PIL import Image
 
 from lrp_jax.checks import visible
 from lrp_jax.datasets import spaced
-from lrp_jax.files import DATA, replacing
+from lrp_jax.files import DATA, filling, replacing, replacing_folder
 from lrp_jax.jobs.sources import Source, open_source
 from lrp_jax.jobs.store import EXPLAINED, FAILED, Store
 from lrp_jax.labels import Labels
@@ -85,18 +84,28 @@ def gallery(
     if not len(explained) + len(failed):
         raise ValueError(f"{opened.out} holds no maps yet.")
     shown = explained[np.asarray(spaced(limit, len(explained)), int)]
-    drawer = _Drawer(opened, reopened(opened) if source is None else source, Path(out))
-    Path(out).mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(Path(out) / _THUMBNAILS, ignore_errors=True)  # of a page that was there before
+    drawer = _Drawer(opened, reopened(opened) if source is None else source)
     note_bands(opened.out, drawer.preprocessing.channels)
-    columns = drawer.columns(shown, progress)
+    with filling(out), replacing_folder(Path(out) / _THUMBNAILS) as folder:
+        data = _data(opened, drawer, drawer.columns(shown, folder, progress), explained, failed)
+        with replacing(Path(out) / "index.html") as temporary:
+            temporary.write_bytes((DATA / "gallery.html").read_bytes())
+        with replacing(Path(out) / "data.js") as temporary:
+            temporary.write_text(f"const GALLERY = {json.dumps(data)};\n")
+    return Page(len(shown), len(explained), len(failed), drawer.missing)
+
+
+def _data(
+    opened: Store, drawer: _Drawer, columns: dict[str, list[Any]], explained: np.ndarray, failed: np.ndarray
+) -> dict[str, Any]:
+    """What data.js says."""
     settings, names = opened.about["settings"], opened.names()
-    labels = drawer.labels
-    some = "" if len(shown) == len(explained) else f" of {len(explained):,}, evenly spaced"
-    data = {
+    labels, shown = drawer.labels, len(columns["name"])
+    some = "" if shown == len(explained) else f" of {len(explained):,}, evenly spaced"
+    return {
         "title": Path(opened.out).name,
-        "about": f"{settings['method']}, model {settings['model']}: {len(shown):,} images{some}, "
-        f"{len(failed):,} failed, {int((status == 0).sum()):,} not explained yet",
+        "about": f"{settings['method']}, model {settings['model']}: {shown:,} images{some}, "
+        f"{len(failed):,} failed, {len(opened) - len(explained) - len(failed):,} not explained yet",
         "classes": [_shown(labels.class_name(k)) for k in range(labels.num_classes)],
         "percent": labels.has_probabilities,
         "regression": labels.regression,
@@ -105,11 +114,6 @@ def gallery(
         "images": columns,
         "failed": [[_shown(names[i]), _shown(why)] for i, why in zip(failed, opened.reasons(failed), strict=True)],
     }
-    with replacing(Path(out) / "data.js") as temporary:
-        temporary.write_text(f"const GALLERY = {json.dumps(data)};\n")
-    with replacing(Path(out) / "index.html") as temporary:
-        temporary.write_bytes((DATA / "gallery.html").read_bytes())
-    return Page(len(shown), len(explained), len(failed), drawer.missing)
 
 
 def likeness(maps: np.ndarray) -> np.ndarray:
@@ -161,11 +165,11 @@ def _colours(signed: bool) -> list[str]:
 class _Drawer:
     """Draws thumbnails, and gathers what the page says of them."""
 
-    def __init__(self, store: Store, source: Source, out: Path) -> None:
+    def __init__(self, store: Store, source: Source) -> None:
         about = store.about
         said: dict[str, Any] = about["settings"]["preprocessing"]
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in said.items()}
-        self.store, self.source, self.out = store, source, out
+        self.store, self.source = store, source
         self.preprocessing, self.labels = Preprocessing(**fields), Labels(**about["labels"])
         method = METHODS.get(about["settings"]["method"])
         self.signed = method is not None and method.signed
@@ -174,8 +178,8 @@ class _Drawer:
         rows, cols, _ = self.preprocessing.image_shape
         self.size = (max(1, round(cols * _HEIGHT / rows)), _HEIGHT)  # as Pillow has it, width first
 
-    def columns(self, shown: np.ndarray, progress: Callable[[int, int], None]) -> dict[str, list[Any]]:
-        """What data.js says of the images; their thumbnails are written."""
+    def columns(self, shown: np.ndarray, folder: Path, progress: Callable[[int, int], None]) -> dict[str, list[Any]]:
+        """What data.js says of the images; their thumbnails are written into the folder."""
         columns: dict[str, list[Any]] = {
             name: [] for name in ("name", "thumbnail", "predicted", "score", "targets", "scores")
         }
@@ -189,15 +193,16 @@ class _Drawer:
                     maps *= self.store.read("scale", some)[..., None, None]
                 logits = self.store.read("logits", some)
                 scores = np.asarray(self.labels.probabilities(logits)) if self.labels.has_probabilities else logits
-                files = [f"{_THUMBNAILS}/{(start + b) // _FOLDER:04d}/{start + b:07d}.jpg" for b in range(len(some))]
-                for folder in {(self.out / file).parent for file in files}:
-                    folder.mkdir(parents=True, exist_ok=True)
+                files = [f"{(start + b) // _FOLDER:04d}/{start + b:07d}.jpg" for b in range(len(some))]
+                paths = [folder / file for file in files]
+                for parent in {path.parent for path in paths}:
+                    parent.mkdir(exist_ok=True)
                 large = np.asarray(heatmaps(maps, self.size[::-1], centres=self.store.about.get("centres")))
-                list(pool.map(self._draw, files, some, (names[i] for i in some), large))
+                list(pool.map(self._draw, paths, some, (names[i] for i in some), large))
                 compared.append(_reduced(maps[:, 0]))
                 predicted = logits.argmax(axis=1)
                 columns["name"] += [_shown(names[i]) for i in some]
-                columns["thumbnail"] += files
+                columns["thumbnail"] += [f"{_THUMBNAILS}/{file}" for file in files]
                 columns["predicted"] += predicted.tolist()
                 columns["score"] += _rounded(np.take_along_axis(scores, predicted[:, None], 1)[:, 0])
                 columns["targets"] += targets.tolist()
@@ -205,7 +210,7 @@ class _Drawer:
                 progress(start + len(some), len(shown))
         return columns | {"likeness": _rounded(likeness(np.concatenate(compared))) if compared else []}
 
-    def _draw(self, file: str, i: int, name: str, maps: np.ndarray) -> None:
+    def _draw(self, path: Path, i: int, name: str, maps: np.ndarray) -> None:
         """A picture and, beside it, the overlay of each of its maps."""
         picture = self._picture(int(i), name)
         limits = limits_of(maps, signed=self.signed)
@@ -213,8 +218,7 @@ class _Drawer:
         strip = Image.new("RGB", (sum(part.width + 4 for part in parts) - 4, self.size[1]), "white")
         for i, part in enumerate(parts):
             strip.paste(part, (i * (self.size[0] + 4), 0))
-        with replacing(self.out / file) as temporary:
-            save(strip, temporary, quality=85)
+        save(strip, path, quality=85)
 
     def _picture(self, i: int, name: str) -> Image.Image:
         try:

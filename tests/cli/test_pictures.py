@@ -243,4 +243,12 @@ def test_a_full_disk_names_the_picture(run, tmp_path, tiny, monkeypatch):
     assert (status, out) == (1, "")
     assert "cat" in err
     assert "No space left on device" in err
-    assert names("o") == []
+    assert "o" not in names(".")
+
+
+def test_levels_are_checked_first(run):
+    for levels in ((9, 1), (0, "nan")):
+        status, out, err = run(SCENE, "--levels", *levels)
+        assert (status, out) == (2, "")
+        assert err.startswith("lrp-jax explain: error: argument --levels: levels must be the samples (black, white)")
+        assert err.count("\n") == 1
