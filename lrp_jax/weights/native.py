@@ -7,6 +7,7 @@ under dotted names, blocks stacked along the first axis.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ from lrp_jax.vit import Params, ViT
 from lrp_jax.vit_config import ViTConfig
 
 _FORMAT = "lrp_jax.vit.1"
+_CONVERTED = "Weights of other libraries become one by lrp_jax.convert and lrp_jax.save, or lrp-jax convert."
 _DEMO = DATA / "demo.safetensors"
 # safetensors gives NumPy no float8. F4 and F6, several numbers in the bytes of one, are not read.
 _DTYPES: dict[str, Any] = {
@@ -50,11 +52,16 @@ def load(source: str | os.PathLike[str]) -> tuple[ViT, Params]:
         OSError: there is no such file, or it cannot be read.
         ValueError: it is not a native checkpoint, is damaged, or its parameters are not its configuration's.
     """
-    tensors, metadata = read_tensors(_DEMO if source == "demo" else source)
+    if source != "demo" and Path(source).is_dir():
+        raise IsADirectoryError(errno.EISDIR, f"is a folder, expected a checkpoint. {_CONVERTED}", os.fspath(source))
+    try:
+        tensors, metadata = read_tensors(_DEMO if source == "demo" else source)
+    except ValueError as error:
+        raise ValueError(f"{str(error).rstrip('.')}. {_CONVERTED}") from error
     if metadata.get("format") != _FORMAT:
         raise ValueError(
             f"{source} is not a checkpoint of this version of lrp_jax: its format is {metadata.get('format')!r}, "
-            f"expected {_FORMAT!r}. Weights of other libraries go through lrp_jax.convert."
+            f"expected {_FORMAT!r}. {_CONVERTED}"
         )
     try:
         fields: dict[str, Any] = json.loads(metadata["config"])

@@ -131,6 +131,14 @@ def test_a_header_that_promises_too_much_is_refused_by_what_is_there(saved, fiel
         lrp_jax.load(saved)
 
 
+def test_what_is_no_checkpoint_is_told_the_way_in(tmp_path):
+    (tmp_path / "m.keras").write_bytes(b"PK\x03\x04 of another library")
+    safetensors.numpy.save_file({"a": np.ones(2, np.float32)}, tmp_path / "other.safetensors")
+    for path in (tmp_path, tmp_path / "m.keras", tmp_path / "other.safetensors"):
+        with pytest.raises((OSError, ValueError), match="lrp-jax convert"):
+            lrp_jax.load(path)
+
+
 @pytest.mark.parametrize("kept", [0, 4, 300, -1])
 def test_truncated_file(saved, kept):
     saved.write_bytes(saved.read_bytes()[:kept])
