@@ -35,8 +35,8 @@ def find(program: Program, example: Variable, params: Sequence[Variable]) -> str
     Returns:
         ``"first"`` or ``"last"``; None: the program does not tell.
     """
-    for _, spatial, channels in _evidences(program, example, params):
-        found = _order(spatial, channels)
+    for of in _readers(program, example, params):
+        found = _order(*_evidence(*of))
         if found is not None:
             return found
     return None
@@ -51,21 +51,26 @@ def check_features(program: Program, example: Variable, params: Sequence[Variabl
         params: its inputs of parameters.
 
     Raises:
-        ValueError: the program takes both rows and columns apart, into patches or by a convolution.
+        ValueError: the program takes both rows and columns apart, into patches or by a convolution, or reads both whole
+            in one product with parameters.
     """
-    for equation, spatial, _ in _evidences(program, example, params):
-        if spatial.issuperset({1, 2}):
+    for equation, known, learned in _readers(program, example, params):
+        spatial, _ = _evidence(equation, known, learned)
+        summed, free = _contracted(equation, known, learned)
+        whole = {1, 2} <= summed - free
+        if whole or {1, 2} <= spatial:
+            does = "reads all values in one product" if whole else "takes rows and columns apart"
             raise ValueError(
-                f"images must be [B, H, W, channels], got {list(example.shape)} of one example, whose columns the "
-                f"model takes apart ({equation.line}): give grey images an axis of one channel, images[..., None], and "
-                "trace the rest of the model."
+                f"features must be [B, N, D], of N parts each; got {list(example.shape)} of one example, of which the "
+                f"model {does} ({equation.line}). If they are grey images, give them an axis of one channel, "
+                "images[..., None], and trace lambda params, images: apply(params, images[..., 0])."
             )
 
 
-def _evidences(
+def _readers(
     program: Program, example: Variable, params: Sequence[Variable]
-) -> Iterator[tuple[Equation, set[int], set[int]]]:
-    """The equations that read values of the example, with the axes that each takes for rows or columns, or channels."""
+) -> Iterator[tuple[Equation, dict[Variable, Axes], set[Variable]]]:
+    """The equations that read values of the example, what is known of these, and what is made of parameters alone."""
     known: dict[Variable, Axes] = {example: tuple(((i, size),) for i, size in enumerate(example.shape))}
     learned = set(params)  # and what is made of them alone
     for equation in program.equations:
@@ -73,7 +78,7 @@ def _evidences(
             if any(_is_learned(v, learned) for v in equation.inputs):
                 learned.update(equation.outputs)
             continue
-        yield equation, *_evidence(equation, known, learned)
+        yield equation, known, learned
         follow = _FOLLOWED.get(equation.primitive, _same)
         axes = follow(equation, known, learned)
         known |= {
@@ -138,10 +143,8 @@ def _order(spatial: set[int], channels: set[int]) -> str | None:
 def _evidence(equation: Equation, known: dict[Variable, Axes], learned: set[Variable]) -> tuple[set[int], set[int]]:
     """Which axes of the example an equation takes for rows or columns, and which for channels."""
     name, axes = equation.primitive, known.get(equation.inputs[0], ())
-    if name == "dot_general" and any(_is_learned(v, learned) for v in equation.inputs):
-        batch, contracted, rest = _sides(equation, known)
-        summed, free = _of(contracted), _of(rest[len(batch) :])  # a batch axis has a kernel for each, as groups do
-        # Split; and summed up whole, beside one that is not.
+    summed, free = _contracted(equation, known, learned)
+    if summed:  # split; and summed up whole, beside one that is not
         return summed & free, {axis for axis in summed - free if 4 - axis in free}
     if name == "conv_general_dilated" and axes:
         batch, feature, *window = equation.params["dimension_numbers"].lhs_spec
@@ -155,6 +158,17 @@ def _evidence(equation: Equation, known: dict[Variable, Axes], learned: set[Vari
         pooled = _of(axes[i] for i in equation.params["axes"])
         return pooled if 2 in pooled and not {1, 3} <= pooled else set(), set()
     return set(), set()
+
+
+def _contracted(equation: Equation, known: dict[Variable, Axes], learned: set[Variable]) -> tuple[set[int], set[int]]:
+    """The axes of the example that a product with parameters sums over, and those that stay; a batch axis is neither.
+
+    A batch axis has a kernel for each of its places, as groups do.
+    """
+    if equation.primitive != "dot_general" or not any(_is_learned(v, learned) for v in equation.inputs):
+        return set(), set()
+    batch, contracted, rest = _sides(equation, known)
+    return _of(contracted), _of(rest[len(batch) :])
 
 
 def _of(made: Iterable[Made]) -> set[int]:

@@ -75,7 +75,7 @@ class Features:
     def features(self, variable: Variable) -> np.ndarray:
         """The numbers of all its features, each once, in order."""
         if variable not in self._features:
-            self._features[variable] = np.unique(_cut(self.of[variable], _fixed(self.of[variable])))
+            self._features[variable] = distinct(self.of[variable])
         return self._features[variable]
 
     def constant(self, variable: Variable) -> Numbers:
@@ -86,12 +86,12 @@ class Features:
             self._constants[variable] = own
         return self._constants[variable]
 
-    def places(self, variable: Variable, constant: Variable) -> Places | None:
-        """Where a constant, broadcast to the shape of an active variable, has the value of each of its features.
+    def places(self, numbers: Numbers, constant: Variable) -> Places | None:
+        """Where a constant, broadcast to the shape of some numbers, has the value of each of their features.
 
         None: it does not have one value for each.
         """
-        features = _feature(self.of[variable])
+        features = _feature(numbers)
         values = np.broadcast_to(self.constant(constant), features.shape)
         part = _cut_of(features, values)
         features, values = (numbers[part].reshape(-1) for numbers in (features, values))
@@ -141,7 +141,7 @@ class Features:
             numbers = self.of.get(active[0])
             return None if numbers is None else [np.broadcast_to(numbers, output.shape)]
         if len(active) == 1 and active[0] in self.of:
-            found = self._moved(equation, self.of[active[0]])
+            found = self.moved(equation, self.of[active[0]])
             if found is not None:
                 return found
             return [self._beside(active[0])] if active[0].shape == output.shape else None
@@ -210,10 +210,10 @@ class Features:
         if maker.primitive == "concatenate":
             ends = np.cumsum([0, *(1 + int(n.max(initial=0)) for n in numbers)])
             return _concatenated([_each(np.add, n, end) for n, end in zip(numbers, ends, strict=False)], **_axis(maker))
-        found = self._moved(maker, numbers[0])
+        found = self.moved(maker, numbers[0])
         return None if found is None else found[place]
 
-    def _moved(self, equation: Equation, numbers: Numbers) -> Sequence[Numbers | None] | None:
+    def moved(self, equation: Equation, numbers: Numbers) -> Sequence[Numbers | None] | None:
         """After a move of one variable; None: it is none, or where it takes values is not known."""
         name, params = equation.primitive, equation.params
         if name in _KEEPS:
@@ -309,6 +309,11 @@ def _axis(equation: Equation) -> dict[str, int]:
 def along_last(variable: Variable) -> Numbers:
     """Features along the last axis."""
     return np.broadcast_to(np.arange(variable.shape[-1]), variable.shape)
+
+
+def distinct(numbers: Numbers) -> np.ndarray:
+    """The different ones of some numbers, in order."""
+    return np.unique(_cut(numbers, _fixed(numbers)))
 
 
 def varying(numbers: Numbers) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 
 from lrp_jax.program import Equation, Program, Variable, parts_of_scan
-from lrp_jax.tracing import affine, operations, products
+from lrp_jax.tracing import affine, folding, operations, products
 from lrp_jax.tracing.features import Features, Numbers, along_last, is_affine, varying
 from lrp_jax.tracing.operations import Operation
 from lrp_jax.tracing.steps import Choice, Loop, Recognised, Site, Step
@@ -74,7 +74,7 @@ class _Recogniser:
             given = {v: along_last(v) for v in program.inputs if v.active and v.shape and v not in pixels}
         self.fixed = {e for e in self.alone if products.is_fixed(e, program, self.maker)}
         self.channels = Features(program, self.unit_of, given, self.fixed)
-        self.finder = affine.Finder(program, self.channels, self.readers, self.alone_set)
+        self.finder = folding.Finder(program, self.channels, self.readers, self.alone_set)
         self.folds: dict[Equation, list[affine.Part]] = {}
 
     def look(self) -> None:
@@ -113,6 +113,8 @@ class _Recogniser:
         """The equations without those that are parts of products, whose results stand in their place, and in order."""
         same: dict[Variable, Variable] = {}
         parts = {part.equation for found in self.folds.values() for part in found}
+        for cast in (e for e in self.program.equations if e in parts and folding.casts(e)):
+            self.finder.retype(cast)
         for equation in self.program.equations:
             equation.inputs = tuple(same.get(v, v) for v in equation.inputs)
             if equation in parts:
@@ -254,7 +256,7 @@ class _Recogniser:
         """Whether a constant is added that differs from token to token: an addition, not a bias."""
         (variable,), (constant,) = equation.active, (v for v in equation.inputs if not v.active)
         if variable in self.channels.of and variable.shape == equation.outputs[0].shape:
-            return self.channels.places(variable, constant) is None
+            return self.channels.places(self.channels.of[variable], constant) is None
         return len(varying(self.channels.constant(constant))) > 1
 
     def branch(self, given: Iterable[Variable], program: Program) -> Recognised:

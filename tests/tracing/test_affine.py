@@ -427,7 +427,7 @@ APART = {
     ),
     "positions, and a bias": (
         lambda p, x: (tokens(x) @ p["w"]).mT + p["positions"].T + p["b"][:, None],
-        ["patch_embed", "add", "layer_norm"],
+        ["patch_embed", "add"],
     ),
     "positions taken away": (lambda p, x: (tokens(x) @ p["w"]).mT - p["positions"].T, ["patch_embed", "add"]),
     "a bias of a class token as well": (
@@ -446,9 +446,19 @@ APART = {
         lambda p, x: (lambda z: (z + p["b"]) @ p["w"] + z)(tokens(x) @ p["w"]),
         ["patch_embed", "layer_norm", "dense", "add"],
     ),
-    "a bias of more digits": (  # the value is the model's own
+    "a bias of more digits than those before": (  # the value is the model's own
         lambda p, x: (tokens(x) @ p["w"]).astype(jnp.float32).astype(jnp.float64) + p["b"],
-        ["patch_embed", "layer_norm"],
+        ["patch_embed"],
+    ),
+    "a bias of a sum whose terms are read": (
+        lambda p, x: (lambda y, t: (y + t + p["b"]) @ p["w"] + y)(tokens(x) @ p["w"], jnp.tanh(tokens(x))),
+        ["patch_embed", "activation", "add", "layer_norm", "dense", "add"],
+    ),
+    "a bias of a sum of which a part is read": (
+        lambda p, x: (lambda s: jnp.concatenate([s[..., :3] + p["b"][:3], s[..., 2:5]], -1))(
+            tokens(x) @ p["w"] + jnp.tanh(tokens(x))
+        ),
+        ["patch_embed", "activation", "add", "layer_norm"],
     ),
     "a scale by the result": (
         lambda p, x: (lambda z: z / jax.lax.stop_gradient(jnp.abs(z).max()))(tokens(x) @ p["w"]),
@@ -463,3 +473,91 @@ APART = {
 def test_what_is_no_part_of_a_product(name):
     function, expected = APART[name]
     assert seen(function)[0] == expected
+
+
+# A product, a bias, and another term that is read beside: one map, in whatever order they are added.
+
+SUMS = {
+    "to the product": lambda t, y, b: t + (y + b),
+    "to the sum": lambda t, y, b: (t + y) + b,
+    "first": lambda t, y, b: b + (y + t),
+    "to the other term": lambda t, y, b: (t + b) + y,
+    "to the other term, behind": lambda t, y, b: y + (b + t),
+    "taken away": lambda t, y, b: (y + t) - (-b),
+    "to the sum, scaled": lambda t, y, b: (t + (y / -2) * -2) + b,
+    "to the sum, transposed": lambda t, y, b: ((t + y).mT + b[:, None]).mT,
+    "to the sum, in heads": lambda t, y, b: (
+        ((t + y).reshape(*t.shape[:2], 2, 3) + b.reshape(2, 3)).transpose(2, 1, 0, 3).transpose(2, 1, 0, 3)
+    ).reshape(t.shape),
+    "to the sum, in parts": lambda t, y, b: (
+        lambda s: jnp.concatenate([s[..., :2] + b[:2], s[..., 2:] + b[2:]], axis=-1)
+    )(t + y),
+    "in two parts": lambda t, y, b: (0.25 * b + t) + y + 0.75 * b,
+    "before positions": lambda t, y, b: ((t + y) + jnp.ones((1, 12, 1)) * 0.0) + b,
+}
+
+
+def summed(add, dtype, p, x):
+    t = add(jnp.tanh(tokens(x)), tokens(x) @ p["w"], p["b"])
+    y = (jax.nn.relu(t).astype(dtype) @ p["w"].astype(dtype)).astype(t.dtype) * -jnp.abs(p["s"])
+    return add(t, y, p["b"] / 2)
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_a_bias_is_of_the_product_in_any_order_of_a_sum(name):
+    """Relevance and values; also after a cast, through which a scale and a bias are folded."""
+    model, plainly = (seen(functools.partial(summed, SUMS[of], jnp.float64))[1] for of in (name, "to the product"))
+    for a, b in zip(relevance_of(model), relevance_of(plainly), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-11 * np.abs(b).max())
+
+
+def test_scales_and_biases_go_through_casts():
+    """Values are rounded where the program rounds them, and relevance is that of the same product without casts."""
+    low, high = (seen(functools.partial(summed, SUMS["to the sum"], of))[1] for of in (jnp.bfloat16, jnp.float64))
+    assert [line.operation for line in low.report() if line.operation != "move"] == [
+        line.operation for line in high.report() if line.operation != "move"
+    ]
+    logits, *found = relevance_of(low)
+    function = functools.partial(summed, SUMS["to the product"], jnp.bfloat16)
+    np.testing.assert_allclose(logits, function(GIVEN, PIXELS).reshape(-1)[::7], rtol=1e-12)
+    for a, b in zip([logits, *found], relevance_of(high), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=0.03 * np.abs(b).max())
+
+
+def test_of_two_products_one_has_the_bias():
+    """That without a bias, or the nearest to the output, or that of later parameters; in any order."""
+
+    def bias(function):
+        model = seen(function)[1]
+        return relevance_of(model)[2:]
+
+    def one(p, x):
+        return tokens(x) @ p["w"]
+
+    def two(p, x):
+        return jnp.tanh(tokens(x)) @ p["qkv"][:, :6]
+
+    def deep(p, x):
+        return jax.nn.relu(two(p, x)) @ p["w"]
+
+    ways = [
+        [lambda p, x: (one(p, x) + p["b"]) + two(p, x), lambda p, x: two(p, x) + (p["b"] + one(p, x))],
+        [
+            lambda p, x: (one(p, x) + two(p, x)) + p["b"],
+            lambda p, x: p["b"] + (two(p, x) + one(p, x)),
+            lambda p, x: two(p, x) + (one(p, x) + p["b"]),
+        ],
+        [
+            lambda p, x: (one(p, x) + deep(p, x)) + p["b"],
+            lambda p, x: p["b"] + (deep(p, x) + one(p, x)),
+            lambda p, x: one(p, x) + (deep(p, x) + p["b"]),
+        ],
+        [
+            lambda p, x: (one(p, x) + (deep(p, x) + p["c"][:6])) + p["b"],
+            lambda p, x: (one(p, x) + p["b"]) + (deep(p, x) + p["c"][:6]),
+        ],
+    ]
+    for first, *others in ways:
+        for other in others:
+            for a, b in zip(bias(other), bias(first), strict=True):
+                np.testing.assert_allclose(a, b, rtol=0, atol=1e-11 * np.abs(b).max())

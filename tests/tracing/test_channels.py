@@ -283,10 +283,18 @@ def convolution_of_grey(params, x):
     return jax.lax.conv_general_dilated(x[:, None], params.T.reshape(3, 1, 4, 4), (4, 4), "VALID").mean((2, 3))
 
 
-@pytest.mark.parametrize("apply", [patches_of_grey, convolution_of_grey])
+def layer_of_grey(params, x):
+    return x.reshape(len(x), -1) @ jnp.tile(params, (6, 1))
+
+
+def pixels_of_grey(params, x):
+    return jnp.einsum("bhw,hwk->bk", x, jnp.tile(params, (6, 1)).reshape(8, 12, 3))
+
+
+@pytest.mark.parametrize("apply", [patches_of_grey, convolution_of_grey, layer_of_grey, pixels_of_grey])
 @pytest.mark.parametrize("first", [lambda x: x, lambda x: (x - 0.5) / 0.2, lambda x: x[..., None][..., 0]])
 def test_grey_images_are_not_taken_for_features(apply, first):
-    with pytest.raises(ValueError, match=r"\[1, 8, 12\].*columns .*test_channels\.py.*images\[\.\.\., None\]"):
+    with pytest.raises(ValueError, match=r"\[1, 8, 12\].*model .*test_channels\.py.*images\[\.\.\., None\]"):
         lrp_jax.trace(lambda params, x: apply(params, first(x)), WEIGHTS, GREY)
     model = lrp_jax.trace(lambda params, x: apply(params, first(x[..., 0])), WEIGHTS, GREY[..., None])
     found = lrp_jax.explain(model, WEIGHTS, GREY[..., None], method="saliency")
