@@ -163,6 +163,11 @@ class Checked:
     def is_image(self) -> bool:
         """Whether an image is explained, and there is no other input."""
 
+    @property
+    @abc.abstractmethod
+    def explains(self) -> str:
+        """What is explained: ``"pixels"``, ``"embeddings"`` of tokens, or ``"features"``."""
+
     @abc.abstractmethod
     def prepare(self, params: Params, example: Any) -> tuple[Params, Array]:
         """What ``forward`` takes, of one example: of an image, tokens or several inputs, in their own order of axes.
@@ -241,7 +246,8 @@ def number_of_layers(model: Model, params: Params, image: Array) -> int:
     """
     if isinstance(model, Checked) and model.without_attention:
         raise ValueError(
-            f"the model has no attention maps, {model.without_attention}: use a method of the pixels, as full_lrp."
+            f"the model has no attention maps, {model.without_attention}: use a method of the {model.explains}, as "
+            "full_lrp."
         )
     return classify.eval_shape(model, params, image).attention.shape[0]
 
@@ -251,7 +257,7 @@ def check_chain(model: Model) -> None:
     if isinstance(model, Checked) and model.without_chain:
         raise ValueError(
             f"the model is no chain of blocks, which rollouts and methods of one block need: {model.without_chain}. "
-            "Use a method of the pixels, as full_lrp or input_x_gradient."
+            f"Use a method of the {model.explains}, as full_lrp or input_x_gradient."
         )
 
 

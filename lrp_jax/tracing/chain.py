@@ -150,9 +150,12 @@ _AROUND = dataclasses.replace(_WITHIN, dense=_zero_product, patch_embed=_zero_pr
 
 
 def _followed(
-    program: Recognised, source: Variable, wanted: Variable, rules: Rules
+    program: Recognised, source: Variable, wanted: Variable, rules: Rules, power: int = 1
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """What a variable is, if another one counts its places along an axis; for each axis of more than one."""
+    """What a variable is, if another one counts its places along an axis; for each axis of more than one.
+
+    With a power, of these numbers: a mean of places has another square than a place.
+    """
     place = next((i for i, step in enumerate(program.steps) if source in step.outputs), -1)
     end = next((i for i, step in enumerate(program.steps) if wanted in step.outputs), len(program.steps) - 1)
     steps = [step for i, step in enumerate(program.steps[: end + 1]) if i > place or step.operation is None]
@@ -165,7 +168,7 @@ def _followed(
         found = []
         for axis in axes:
             counted = jnp.expand_dims(
-                jnp.arange(source.shape[axis]), [i for i in range(len(source.shape)) if i != axis]
+                jnp.arange(source.shape[axis]) ** power, [i for i in range(len(source.shape)) if i != axis]
             )
             values = [jnp.zeros(v.shape, v.dtype) for v in inputs[1:]]
             values.insert(0, jnp.broadcast_to(counted, source.shape).astype(source.dtype))
@@ -173,6 +176,57 @@ def _followed(
         return found
 
     yield from zip(axes, (np.asarray(x, np.float64) for x in compiled(follow)), strict=True)
+
+
+def queried(program: Recognised, example: int, site: Site) -> tuple[int, int] | None:
+    """Which tokens the queries of an attention are, the first of them and one behind the last.
+
+    Args:
+        program: the program.
+        example: which of its inputs is explained.
+        site: its attention, of fewer queries than tokens.
+
+    Returns:
+        The tokens; None: they cannot be told, or are not next to each other.
+    """
+    starts = block_starts(program, program.inputs[example]) or []
+    source = next((variable for variable, step in starts if step is site), None)
+    if source is None or site.query is None:
+        return None
+    n, queries = site.inputs[0].shape[site.key], site.inputs[0].shape[site.query]
+    read = (site.product.inputs[site.values], *site.products[1].inputs)
+    followed = [[_followed(program, source, v, _WITHIN, power) for power in (1, 2)] for v in read]
+    for found in zip(*itertools.chain(*followed), strict=True):
+        values, squares, *operands = (_along(counted) for _, counted in found)
+        if not _are_places([values, squares], range(n)):
+            continue
+        for keys, those in ((operands[:2], operands[2:]), (operands[2:], operands[:2])):
+            if _are_places(keys, range(n)) and np.isfinite(those[0][0]):
+                first = round(float(those[0][0]))
+                if _are_places(those, range(first, first + queries)):
+                    return first, first + queries
+    return None
+
+
+def _along(counted: np.ndarray) -> np.ndarray:
+    """What was counted, along the one axis on which it varies; NaN, if it varies on several."""
+    varies = [i for i in range(counted.ndim) if np.ptp(counted, axis=i).max(initial=0) > 1e-3]
+    if len(varies) > 1:
+        return np.array([np.nan])
+    return (
+        np.moveaxis(counted, varies, range(len(varies)))
+        .reshape(*(counted.shape[i] for i in varies), -1)[..., :1]
+        .ravel()
+    )
+
+
+def _are_places(counted: Sequence[np.ndarray], places: range) -> bool:
+    """Whether numbers, and their squares, are of one place each, these one after the other."""
+    wanted = np.array(places)
+    return all(
+        found.shape == power.shape and bool((np.abs(found - power) <= 1e-3 + 1e-6 * power).all())
+        for found, power in zip(counted, (wanted, wanted**2), strict=True)
+    )
 
 
 def _is_stream(site: Site, values: np.ndarray) -> bool:

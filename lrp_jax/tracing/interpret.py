@@ -226,12 +226,18 @@ def _changes(step: Loop, rules: Rules, turns: Sequence[Turn]) -> list[int]:
 
 
 def to_map(site: Site, value: Array) -> Array:
-    """Attention as ``[h, N, N]``; of fewer queries than keys, the rest are 0."""
+    """Attention as ``[h, N, N]``; where there are queries of some tokens alone, the rows of others are 0."""
     queries = () if site.query is None else (site.query,)
     order = [*site.heads, *queries, site.key]
     keys = value.shape[site.key]
     value = value.transpose(order).reshape(math.prod(value.shape[i] for i in site.heads), -1, keys)
-    return jnp.pad(value, ((0, 0), (0, keys - value.shape[1]), (0, 0)))
+    start = _first_row(site, value.shape[1])
+    return jnp.pad(value, ((0, 0), (start, keys - start - value.shape[1]), (0, 0)))
+
+
+def _first_row(site: Site, rows: int) -> int:
+    """The token of the first query; 0, if there is one query of no token."""
+    return site.rows[0] if site.rows is not None and rows < site.inputs[0].shape[site.key] else 0
 
 
 def from_map(site: Site, tap: Array) -> Array:
@@ -241,4 +247,5 @@ def from_map(site: Site, tap: Array) -> Array:
     order = [*site.heads, *queries, site.key]
     rows = 1 if site.query is None else shape[site.query]
     inverse = sorted(range(len(order)), key=order.__getitem__)
-    return tap[:, :rows].reshape([shape[i] for i in order]).transpose(inverse)
+    start = _first_row(site, rows)
+    return tap[:, start : start + rows].reshape([shape[i] for i in order]).transpose(inverse)

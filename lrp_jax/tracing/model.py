@@ -20,7 +20,7 @@ from lrp_jax.rules import GRADIENT, Rules
 from lrp_jax.rules.taps import everywhere
 from lrp_jax.tracing import given, layout, report
 from lrp_jax.tracing.interpret import Points, run
-from lrp_jax.tracing.reading import Reading
+from lrp_jax.tracing.reading import Reading, wanted
 from lrp_jax.tracing.steps import Recognised, Site
 
 Params = Any
@@ -60,8 +60,8 @@ class OfEach:
         reading, order = self.model.reading, self.model.order
         if reading.of_inputs is None:
             raise ValueError(
-                f"{reading.unclear}: give readout=, the weights of the {self.model.tokens} tokens, to trace. "
-                "Methods of the pixels, and attnlrp and its kin, need none."
+                f"{reading.unclear}: {wanted(self.model.tokens)}. "
+                f"Methods of the {self.model.explains}, and attnlrp and its kin, need none."
             )
         weights = reading.of_inputs(self.model.inputs(params, image))
         return weights if order is None else weights[order]
@@ -117,6 +117,12 @@ class Traced(Checked):
         if self.embed is not None or not jax.tree_util.treedef_is_leaf(self.example_structure):
             return False
         return len(self.program.inputs[-1].shape) == 4
+
+    @property
+    def explains(self) -> str:
+        """What is explained: ``"pixels"``, ``"embeddings"`` of tokens, or ``"features"``."""
+        rank = len(self.program.inputs[self._place].shape)
+        return "embeddings" if self.embed is not None else "features" if rank < 4 else "pixels"
 
     @functools.cached_property
     def readout(self) -> np.ndarray | OfEach | None:

@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lrp_jax.program import Equation, Program, Variable
+from lrp_jax.program import MOVES, Equation, Program, Variable
 from lrp_jax.rules import Rules
 from lrp_jax.tracing.operations import Operation, register
+
+_AFFINE = frozenset({"add", "sub", "mul", "div", "neg"})
 
 
 @register("dot_general")
@@ -85,6 +87,14 @@ def is_fixed(equation: Equation, program: Program, maker: Mapping[Variable, Any]
             waiting += made_by.inputs
         seen.add(variable)
     return True
+
+
+def is_of_product(equation: Equation, maker: Mapping[Variable, Any]) -> bool:
+    """Whether a product with parameters is of what another one gives, as the scores of a learned query are of keys."""
+    made_by = maker.get(equation.active[0])
+    while isinstance(made_by, Equation) and len(made_by.active) == 1 and made_by.primitive in MOVES | _AFFINE:
+        made_by = maker.get(made_by.active[0])
+    return isinstance(made_by, Equation) and is_dense(made_by)
 
 
 def mixes_heads(equation: Equation) -> bool:

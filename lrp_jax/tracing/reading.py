@@ -56,12 +56,20 @@ def reading(program: Recognised, site: Site, parameters: int) -> Reading:
         if product in cut_points(program):
             return Reading()
         return Reading(unclear=f"the head reads tokens beside the pooling attention, {site.product}")
-    if queries != n or site.query is None:
+    if site.query is None or (queries != n and site.rows is None):
         return Reading(unclear=f"the last attention is of {queries} queries over {n} tokens")
     try:
         return _Tail(program, site, parameters).reading(n)
     except UnclearError as unclear:
         return Reading(unclear=str(unclear))
+
+
+def wanted(n: int) -> str:
+    """Which readout of n tokens to give."""
+    return (
+        f"give readout= to lrp_jax.trace, {n} weights that sum to 1, of tokens that are no patches first: "
+        f"[1] + [0] * {n - 1} if the head reads the first token, [1 / {n}] * {n} if it reads the mean of all"
+    )
 
 
 def query_axis(site: Site) -> int:

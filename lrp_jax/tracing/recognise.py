@@ -293,7 +293,7 @@ class _Recogniser:
                 continue
             found, between = self.scores_of(softmax.input)
             site = self.site(product, side, found[0], path) if found else None
-            if site is None:
+            if site is None or site.key in (self.channels.axes(site.inputs[0]) or ()):  # a softmax over features
                 continue
             site = self.sites.setdefault(site.inputs[0], site)  # one attention may go into several products
             site.products += [product, *found]
@@ -345,7 +345,7 @@ class _Recogniser:
                     found.append(maker)
                 elif products.mixes_heads(maker):
                     waiting += maker.active
-                elif batched:
+                elif batched or products.is_of_product(maker, self.maker):
                     found.append(maker)
                 continue
             if self.passes(maker) or maker.primitive in {"add", "add_any", "sub", "tanh", "max", "min", "concatenate"}:

@@ -78,7 +78,7 @@ class Site(Step):
         values: the place of the values among the product's inputs.
         learned: whether the query does not depend on the example.
         products: the products that it explains: those that it goes into, and those of queries and keys.
-        rows: the queries that the product reads, start and end; None: all.
+        rows: the tokens of the queries that the product reads, start and end; None: all, or not known.
         handed_out: whether it is; not, where it is not of all tokens with all.
     """
 

@@ -14,7 +14,7 @@ from jax import Array
 from lrp_jax.program import Equation, Program, Variable, activate, deactivate, flatten, prune
 from lrp_jax.tracing import batch, derivatives, given, layout, products
 from lrp_jax.tracing import channels as orders
-from lrp_jax.tracing.chain import broken_chain, moved_by_inputs
+from lrp_jax.tracing.chain import broken_chain, moved_by_inputs, queried
 from lrp_jax.tracing.derivatives import UnsupportedError
 from lrp_jax.tracing.model import Example, Params, Traced
 from lrp_jax.tracing.pairs import make_real
@@ -212,11 +212,13 @@ def _not_square(sites: Sequence[Site], *, is_told: bool) -> str:
         shape = site.inputs[0].shape
         queries, keys = 1 if site.query is None else shape[site.query], shape[site.key]
         is_last = site is sites[-1]
-        if queries == keys or (is_last and ((site.learned and queries == 1) or (is_told and queries < keys))):
+        is_known = is_told or site.rows is not None or (site.learned and queries == 1)
+        if queries == keys or (is_last and queries <= keys and is_known):
             continue
         why = f"its attention is of {queries} queries over {keys} keys ({site.equations[0].line})"
         if is_last and queries < keys:
-            return f"{why}, and lrp_jax.trace was given no readout=, the weights of the {keys} tokens"
+            told = f"[1] + [0] * {keys - 1}" if queries == 1 else f"{keys} weights, of which {queries} are not 0"
+            return f"{why}, of which tokens cannot be told: lrp_jax.trace takes readout={told}, no patches first"
         return why
     return ""
 
@@ -248,6 +250,8 @@ def _find_layout(
         among = ", ".join(f"{h} heads of {n} tokens" for h, n in sorted(shapes))
         why = f"its attention is of different sizes: {among}" if sites else "it has no attention"
         return nothing | {"without_attention": why}
+    if _is_of_some(sites[-1]):
+        sites[-1].rows = queried(program, example, sites[-1])
     not_square = _not_square(sites, is_told=readout is not None)
     if not_square:
         return nothing | {"without_attention": not_square}
@@ -276,7 +280,7 @@ def _find_layout(
             raise ValueError(f"{unclear}: give grid=(rows, columns), if the patches are the last tokens.") from None
     if (prefix is not None and prefix + math.prod(grid) != n) or math.prod(grid) > n:
         raise ValueError(f"grid {grid} and prefix {prefix} must add up to the {n} tokens.")
-    read = reading(program, sites[-1], parameters) if readout is None else _given(readout, n, order)
+    read = reading(program, sites[-1], parameters) if readout is None else _given(readout, n, order, sites[-1])
     ordered = order is None or np.array_equal(order, np.arange(n))
     return {
         "grid": grid,
@@ -288,9 +292,25 @@ def _find_layout(
     }
 
 
-def _given(readout: Sequence[float], n: int, order: np.ndarray | None) -> Reading:
+def _is_of_some(site: Site) -> bool:
+    """Whether attention has queries of some tokens alone."""
+    queries = 1 if site.query is None else site.inputs[0].shape[site.query]
+    return queries < site.inputs[0].shape[site.key] and not site.learned
+
+
+def _given(readout: Sequence[float], n: int, order: np.ndarray | None, last: Site) -> Reading:
     """The weights of n tokens that the caller gives, the prefix first, in the order of the program's tokens."""
     weights = np.asarray(readout, np.float64)
     if weights.shape != (n,):
         raise ValueError(f"readout must be the weights of the {n} tokens, got the shape {weights.shape}.")
-    return Reading(weights if order is None else weights[np.argsort(order)])
+    weights = weights if order is None else weights[np.argsort(order)]
+    if _is_of_some(last) and last.rows is None:
+        queries = 1 if last.query is None else last.inputs[0].shape[last.query]
+        read = np.flatnonzero(weights)
+        if len(read) != queries or np.ptp(read) != queries - 1:
+            raise ValueError(
+                f"readout must be of the {queries} tokens, next to each other, that the last attention has queries of "
+                f"({last.product.line}); got weights of {len(read)} tokens."
+            )
+        last.rows = int(read[0]), int(read[-1]) + 1
+    return Reading(weights)

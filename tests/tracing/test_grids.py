@@ -1,5 +1,7 @@
 """Grids that are no tiles of the picture, attention that is not square, and inputs that are no pictures."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -112,10 +114,11 @@ def windows_and_all(p, x):
 
 
 def class_attention(p, x):
-    """One query, of the first token, last."""
+    """One query, of a mean of tokens, last."""
     x = patches(p, x).reshape(len(x), 16, 6)
     x = x + attention(p, x, x)
-    return (x[:, :1] + attention(p, 2 * x[:, :1], x))[:, 0] @ p["out"]
+    mean = x[:, :15].mean(axis=1, keepdims=True)  # the mean of their places is a place
+    return (mean + attention(p, mean, x))[:, 0] @ p["out"]
 
 
 def in_order_of_values(p, x):
@@ -131,7 +134,7 @@ def in_order_of_values(p, x):
     [
         (reduced, "16 queries over 4 keys", True),
         (windows_and_all, "different sizes", True),
-        (class_attention, "1 queries over 16 keys .* no readout=, the weights of the 16 tokens", True),
+        (class_attention, "1 queries over 16 keys .* lrp_jax.trace takes readout=", True),
         (in_order_of_values, "an order that values choose, gather of", False),
     ],
 )
@@ -146,6 +149,82 @@ def test_without_maps_of_attention_there_are_those_of_pixels_and_tokens(apply, m
     for method, options in (("transformer_attribution", {}), ("libragrad", {"full": True})):
         with pytest.raises(ValueError, match=message):
             lrp_jax.explain(model, P, images, target, method=method, **options)
+
+
+def with_class(place, last, p, x):
+    """Two blocks; ``last`` computes the token at a place, where a class token is."""
+    x = patches(p, x).reshape(len(x), 4, 6)
+    x = jnp.insert(x, place, p["out"][:, 0], axis=1)
+    x = x + attention(p, x, x)
+    return last(p, x, place) @ p["out"]
+
+
+LAST = {
+    "all": lambda p, x, at: (x + attention(p, x, x))[:, at],
+    "one": lambda p, x, at: (x[:, at : at + 1] + attention(p, x[:, at : at + 1], x))[:, 0],
+    "one, projected": lambda p, x, at: x[:, at] + attention(p, x[:, [at]], x)[:, 0],
+    "without an axis": lambda p, x, at: x[:, at] + without_axis(p, x[:, at], x),
+}
+
+
+def without_axis(p, q, x):
+    scores = jnp.einsum("bd,bnd->bn", q @ p["q"], x @ p["k"])
+    return jnp.einsum("bn,bnd->bd", jax.nn.softmax(scores, axis=-1), x @ p["v"])
+
+
+@pytest.mark.parametrize(("name", "place"), [("one", 0), ("one, projected", 2), ("without an axis", 4)])
+def test_the_last_attention_may_have_the_query_of_one_token(name, place):
+    """Which one is found, or told; its row of the last attention is the one that a model of all queries has."""
+    images, target = normal(2, 16, 16, 3), np.array([1, 1])
+    whole, one = (functools.partial(with_class, place, LAST[n]) for n in ("all", name))
+    told = {"readout": [1] + [0] * 4} if name == "without an axis" else {}
+    models = lrp_jax.trace(whole, P, images), lrp_jax.trace(one, P, images, **told)
+    assert all(model.grid == (2, 2) and np.array_equal(model.readout, [1, 0, 0, 0, 0]) for model in models)
+    for method in ("attention_rollout", "transformer_attribution"):
+        expected, found = (lrp_jax.explain(model, P, images, target, method=method).relevance for model in models)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
+
+
+def test_a_readout_of_tokens_without_a_query_is_refused():
+    apply = functools.partial(with_class, 0, LAST["without an axis"])
+    with pytest.raises(ValueError, match=r"readout must be of the 1 tokens.*got weights of 5 tokens"):
+        lrp_jax.trace(apply, P, normal(2, 16, 16, 3), readout=[1 / 5] * 5)
+
+
+POOLINGS = {
+    "with a head": lambda p, x: pooled(p["q"][None, :1], x @ p["k"], x @ p["v"]),
+    "without": lambda p, x: pooled(p["q"][:1], x @ p["k"], x @ p["v"]),
+    "a vector": lambda p, x: pooled(p["q"][0], x @ p["k"], x @ p["v"]),
+}
+
+
+def pooled(query, keys, values):
+    return (
+        jax.nn.softmax(query @ keys.mT, axis=-1) @ values if query.ndim > 1 else vector(query, keys, values)
+    ).reshape(len(values), -1)
+
+
+def vector(query, keys, values):
+    return jnp.einsum("bn,bnd->bd", jax.nn.softmax(keys @ query, axis=-1), values)
+
+
+@pytest.mark.parametrize("name", ["without", "a vector"])
+def test_pooling_by_one_learned_query_is_attention(name):
+    def apply(of, p, x):
+        x = patches(p, x).reshape(len(x), 4, 6)
+        return POOLINGS[of](p, x + attention(p, x, x)) @ p["out"]
+
+    images, target = normal(2, 16, 16, 3), np.array([1, 1])
+    models = [lrp_jax.trace(functools.partial(apply, of), P, images) for of in ("with a head", name)]
+    assert "2 blocks of attention, 1 heads, 4 tokens" in str(models[1])
+    x = patches(P, images).reshape(2, 4, 6)
+    x = x + attention(P, x, x)
+    row = jax.nn.softmax(P["q"][:1] @ (x @ P["k"]).mT, axis=-1)
+    for method in ("raw_attention", "full_lrp"):
+        expected, found = (lrp_jax.explain(model, P, images, target, method=method).relevance for model in models)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
+        if method == "raw_attention":
+            np.testing.assert_allclose(found.reshape(2, 4), row[:, 0], rtol=1e-9)
 
 
 def bag(p, inputs):
