@@ -36,6 +36,11 @@ class UnclearError(Exception):
         self.is_local = is_local
 
 
+def tolerance_of(size: Sequence[int]) -> float:
+    """By how many pixels places of an input of a size may differ and count as one."""
+    return 1e-3 * max(size)
+
+
 def value_at(program: Recognised, values: Sequence[Any], variable: Variable) -> Array:
     """The mixture that a variable is, the first time that it is computed."""
     for i, step in enumerate(program.steps):
@@ -125,7 +130,7 @@ def tokens(
         raise UnclearError("no token is of a part of the input")
     spread = np.nanmax(places, axis=2) - np.nanmin(places, axis=2)
     size = program.inputs[example].shape[1 : 1 + axes]
-    tolerance = 1e-3 * max(size)
+    tolerance = tolerance_of(size)
     if spread.max() > tolerance:
         raise UnclearError(
             f"attention of {n} tokens is within windows or along an axis, not of all with all", is_local=True
@@ -239,7 +244,7 @@ def _layout(
 
     None: it has none. With ``others``, also where some of it is of no part of the input, as a class token.
     """
-    tolerance = 1e-3 * max(size)
+    tolerance = tolerance_of(size)
     spread = np.nanmax if others else np.max, np.nanmin if others else np.min
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of the mean of nothing

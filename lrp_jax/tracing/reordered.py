@@ -23,7 +23,7 @@ def reordered(program: Recognised, example: int, axes: int) -> str:
     if not chosen:
         return ""
     found = layout.centres(program, example, [step.active[0] for step, _ in chosen], axes)
-    tolerance = 1e-3 * max(program.inputs[example].shape[1 : 1 + axes])
+    tolerance = layout.tolerance_of(program.inputs[example].shape[1 : 1 + axes])
     for (step, along), (reached, centre) in zip(chosen, found, strict=True):
         if not reached.any():
             continue
