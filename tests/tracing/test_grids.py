@@ -258,3 +258,28 @@ def test_clips_have_maps_of_every_frame():
     found = lrp_jax.explain(model, P, clips, np.array([1, 1]), method="input_x_gradient").relevance
     expected = (clips * jax.grad(lambda x: apply(P, x)[:, 1].sum())(clips)).sum(axis=-1)
     np.testing.assert_allclose(found[:, 0], expected, rtol=0, atol=1e-12 * np.abs(expected).max())
+
+
+def test_a_readout_that_is_given_for_experts_that_values_choose():
+    """Weights that are chosen for each token leave the head its tokens; where results are chosen, it must be told."""
+    kernels = jnp.stack([P[name] for name in "qkv"])
+
+    def apply(chooses_weights, p, x):
+        x = patches(p, x).reshape(len(x), 4, 6)
+        x = x + attention(p, x, x)
+        best = (x @ p["out"][:, :3]).argmax(axis=-1)
+        if chooses_weights:
+            y = jnp.einsum("bnd,bndo->bno", x, kernels[best])
+        else:
+            y = jnp.take_along_axis(jnp.einsum("bnd,edo->bneo", x, kernels), best[..., None, None], axis=2)[:, :, 0]
+        return (x + y).mean(axis=1) @ p["out"]
+
+    images, target = normal(2, 16, 16, 3), np.array([1, 1])
+    of_weights, of_results = (functools.partial(apply, chooses) for chooses in (True, False))
+    with pytest.raises(ValueError, match=r"give readout= .*4 weights .*\[1 / 4\] \* 4 if it reads the mean"):
+        lrp_jax.explain(lrp_jax.trace(of_results, P, images), P, images, method="attention_rollout")
+    told = lrp_jax.trace(of_results, P, images, readout=[1 / 4] * 4)
+    expected, found = (
+        lrp_jax.explain(model, P, images, target).relevance for model in (lrp_jax.trace(of_weights, P, images), told)
+    )
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
