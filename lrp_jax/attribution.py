@@ -25,18 +25,11 @@ from lrp_jax.files import plain
 from lrp_jax.maps import correlations
 from lrp_jax.meshes import automatic
 from lrp_jax.methods import METHODS, Method
-from lrp_jax.model import (
-    Checked,
-    Model,
-    Params,
-    classify,
-    full_precision,
-    number_of_classes,
-    prepared,
-)
+from lrp_jax.model import Model, Params, ask, full_precision, prepared
 from lrp_jax.probe import Match, count_matches
 from lrp_jax.rules import Rules, named
 from lrp_jax.signals import AttentionSignals, Explanation, signals_at_attention
+from lrp_jax.walk import classify, number_of_classes
 
 
 def explain(
@@ -98,7 +91,7 @@ _CORRELATION = 0.5
 
 def _look_at_rounding(model: Model, params: Params, images: Any, found: Explanation, static: dict[str, Any]) -> None:
     """Warn where the rounding of a model of low precision decides its maps; once for each method and its options."""
-    more = model.unrounded if isinstance(model, Checked) else None
+    more = ask(model, "unrounded")
     if more is None or not all(map(_is_known, jax.tree.leaves((params, images, found)))):
         return
     looked: set[Any] = more.__dict__.setdefault("_looked_at", set())
@@ -218,7 +211,7 @@ def _explain(
 def _most_probable(model: Model, params: Params, images: Any, *, k: int) -> Array:
     def of_each(model: Model, params: Params, image: Array, targets: None) -> Array:
         # Sorted, as XLA gathers a batch that is split over devices for a top-k.
-        return jnp.argsort(classify(model, params, image).logits, descending=True)[:k]
+        return jnp.argsort(classify(model, params, image), descending=True)[:k]
 
     found: Array = batched(of_each, model, params, images, None)
     return found
@@ -259,7 +252,7 @@ def checked(model: Model, params: Params, images: Any, targets: ArrayLike | None
                 f"params{jax.tree_util.keystr(path)} is {leaf.dtype.str}, of another byte order than this machine's: "
                 "convert it by array.astype(array.dtype.newbyteorder('='))."
             )
-    images = model.check(images) if isinstance(model, Checked) and not model.is_image else _check_images(images)
+    images = _check_images(images) if ask(model, "is_image") else ask(model, "check")(images)
     batch = jax.tree.leaves(images)[0].shape[0]  # a symbol, where a program of any batch is exported
     if targets is None:
         return images, None

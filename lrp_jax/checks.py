@@ -87,7 +87,7 @@ _MODULES = {
     "transformers": "model = lrp_jax.trace(lambda params, x: module(x.transpose(0, 3, 1, 2), params=params).logits, "
     "module.params, images)",
 }
-_MEMBERS = ("grid", "readout", "forward")
+_MEMBERS = ("grid", "readout", "depth", "embed", "block", "read")
 
 
 def check_model(model: Any) -> None:

@@ -19,10 +19,12 @@ from jax.typing import ArrayLike
 
 from lrp_jax.attribution import batched, checked
 from lrp_jax.files import needs, replacing
-from lrp_jax.model import Model, Params, WithBlocks, full_precision
+from lrp_jax.methods.modified import TOKENS
+from lrp_jax.model import Model, Params, ask, depth, full_precision
 from lrp_jax.rules import GRADIENT, OPERATIONS, Rules, named
 from lrp_jax.rules.taps import Entry, with_accounts
-from lrp_jax.signals import check_rules, directions, predicted, relevance_of
+from lrp_jax.signals import directions, walk
+from lrp_jax.walk import relevance_of
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("received", "sent"), meta_fields=("depth", "part", "kind"))
@@ -255,38 +257,25 @@ def _report(
 def _of_one(
     model: Any, params: Params, image: Array, targets: Array | None, *, rules: Rules, entries: dict[Entry, None]
 ) -> Any:
-    check_rules(model, params, image, None, rules)
-    places = model.blocks if isinstance(model, WithBlocks) else ()
     rules = dataclasses.replace(rules, times_values=rules.times_values or rules == GRADIENT)
     known = {entry: i for i, entry in enumerate(entries)}
     accounts = jnp.zeros((len(known), 2), jnp.float64 if image.dtype == jnp.float64 else jnp.float32)
 
-    def run(image: Array, added: Sequence[Array], accounts: Array) -> tuple[Array, Sequence[Array]]:
+    def tapped(rules: Rules, accounts: Array) -> tuple[Rules, None]:
         def account(entry: Entry) -> Array:
             entries.setdefault(entry)
             return accounts[known[entry]] if known else jnp.zeros(2, accounts.dtype)
 
-        counted = with_accounts(rules, account)
-        if not places:
-            return model.forward(params, image, None, counted)[0], []
-        logits, _, seen = model.forward_through(params, image, None, counted, places, added)
-        return logits, seen
+        return with_accounts(rules, account), None
 
-    there = jax.eval_shape(run, image, [place.zeros() for place in places], accounts)[1]
-    logits, pull, seen = jax.vjp(run, image, [jnp.zeros(x.shape, x.dtype) for x in there], accounts, has_aux=True)
-    targets = predicted(logits, targets)
-    weights = directions(targets, logits)
-
-    to_image, to_blocks, amounts = jax.vmap(pull)(weights)
-    blocks = [
-        jax.vmap(place.totals)(relevance_of(sent, value, rules))
-        for place, sent, value in zip(places, to_blocks, seen, strict=True)
-    ]
+    tokens = TOKENS if depth(model) and not ask(model, "without_tokens") else None
+    found = walk(model, params, image, targets, rules, tokens=tokens, taps=accounts, tapped=tapped)
+    weights = directions(found.targets, found.logits)
     return {
-        "logits": logits,
-        "targets": targets,
-        "explained": relevance_of(weights, logits, rules).sum(axis=-1),
-        "blocks": jnp.concatenate(blocks, axis=1) if blocks else None,
-        "inputs": relevance_of(to_image, image, rules).reshape(len(weights), -1).sum(axis=-1),
-        "amounts": amounts,
+        "logits": found.logits,
+        "targets": found.targets,
+        "explained": relevance_of(weights, found.logits[None], rules).sum(axis=-1),
+        "blocks": None if tokens is None else found.tokens[0].sum(axis=-1),
+        "inputs": relevance_of(found.image[:, 0], image[None], rules).reshape(len(weights), -1).sum(axis=-1),
+        "amounts": found.taps[:, 0],
     }

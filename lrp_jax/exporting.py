@@ -17,9 +17,10 @@ from lrp_jax.attribution import explain, most_probable
 from lrp_jax.checks import check_model
 from lrp_jax.maps import centres, heatmaps
 from lrp_jax.meshes import entered
-from lrp_jax.model import Model, Params, number_of_classes, prepared
+from lrp_jax.model import Model, Params, prepared
 from lrp_jax.pictures import Preprocessing
 from lrp_jax.tracing import Traced
+from lrp_jax.walk import number_of_classes
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 

@@ -17,7 +17,8 @@ from jax.typing import ArrayLike
 
 from lrp_jax.files import needs
 from lrp_jax.maps import unit_range
-from lrp_jax.model import Model, Params, classify
+from lrp_jax.model import Model, Params
+from lrp_jax.walk import classify
 
 
 class Counts(NamedTuple):
@@ -164,7 +165,7 @@ def perturbed_logits(
     """
 
     def step(count: Array) -> Array:
-        return classify(model, params, jnp.where((ranks < count)[..., None], replacement, image)).logits
+        return classify(model, params, jnp.where((ranks < count)[..., None], replacement, image))
 
     return jax.lax.map(step, jnp.asarray(counts))
 

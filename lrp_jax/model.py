@@ -5,14 +5,15 @@ Axis letters: C classes, L blocks, h heads, N tokens (class and other prefix tok
 
 from __future__ import annotations
 
-import abc
+import dataclasses
 import hashlib
+import math
 import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -21,14 +22,33 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from lrp_jax.files import plain
-from lrp_jax.meshes import automatic
 from lrp_jax.rules import GRADIENT, Rules
 
 Params = Any
 
 
+class Place(Protocol):
+    """Where relevance can be read: tokens or a feature map."""
+
+    def zeros(self) -> Array:
+        """What is added there."""
+        ...
+
+    def maps(self, relevance: Array) -> Array:
+        """Relevance of this shape, summed over channels, on the grid, ``[rows, cols]``."""
+        ...
+
+
 class Model(Protocol):
-    """What can be explained: a hashable value (it is a static argument of ``jax.jit``) with these three members."""
+    """What can be explained: a hashable value (it is a static argument of ``jax.jit``) with the first six members.
+
+    A model is ``embed``, then ``block`` after block, then ``read``. They compute what depends on the image with the
+    operations of ``rules``, which take leading axes of their own accord: none stands under a ``jax.vmap``. Beside them
+    values are only moved (reshaped, sliced, concatenated) and have constants added. Methods that propagate relevance
+    refuse anything else.
+
+    The other members have an answer for models that do not say: see :func:`ask`.
+    """
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -40,137 +60,105 @@ class Model(Protocol):
         """How much of the head's input comes from each token, ``[N]``: what a rollout starts from.
 
         It is 1, 0, 0, ... for a class token and 1 / patches for a mean. Where it is another for each input, as for the
-        last token that is no padding, it is a function ``(params, image) -> [N]``. None: the last attention is a
-        pooling attention, and its first row tells.
+        last token that is no padding, it is a function ``(params, image) -> [N]``. None: ``read`` pools by attention,
+        whose one query tells.
         """
         ...
 
-    def forward(self, params: Params, image: Array, taps: Array | None, rules: Rules) -> tuple[Array, Array]:
-        """Classify one image with the operations of ``rules``.
+    @property
+    def depth(self) -> int | tuple[int, ...]:
+        """How many blocks there are, whose parameters have the same shapes; or several such numbers, in order.
 
-        What depends on the image is computed by them, and they take leading axes of their own accord: none stands
-        under a ``jax.vmap`` inside this function. Beside them values are only moved (reshaped, sliced, concatenated)
-        and have constants added. Methods that propagate relevance refuse anything else.
+        Each number is one compiled loop, in which the number of a block is traced; of a single block it is an integer.
+        """
+        ...
+
+    def embed(self, params: Params, image: Array, rules: Rules) -> Array:
+        """The tokens ``[N, D]`` of an image ``[H, W, channels]``.
 
         Args:
             params: the parameters, any pytree.
-            image: ``[H, W, channels]``.
-            taps: ``[l, h, N, N]``, to be added to the last l of the attention; None: nothing to add.
+            image: the image.
             rules: the operations to use.
-
-        Returns:
-            Logits ``[C]`` and attention probabilities ``[L, h, N, N]``, a pooling attention last, its query in row 0.
         """
         ...
 
-
-class Place(Protocol):
-    """Where relevance can be read: tokens or a feature map, perhaps of several blocks."""
-
-    def zeros(self) -> Array:
-        """What is added there."""
-        ...
-
-    def maps(self, relevance: Array) -> Array:
-        """Relevance of this shape, summed over channels, on the grid of each block, ``[blocks, rows, cols]``."""
-        ...
-
-    def totals(self, relevance: Array) -> Array:
-        """The sum of relevance of this shape, of each block, ``[blocks]``; of all tokens, not of the patches alone."""
-        ...
-
-
-@runtime_checkable
-class WithBlocks(Protocol):
-    """What a model has beside :class:`Model`, whose relevance at its tokens can be read."""
-
-    @property
-    def blocks(self) -> Sequence[Place]:
-        """The tokens that enter the blocks, in order."""
-        ...
-
-    def forward_through(
-        self,
-        params: Params,
-        image: Array,
-        taps: Array | None,
-        rules: Rules,
-        places: Sequence[Any],
-        added: Sequence[Array],
-    ) -> tuple[Array, Array, Sequence[Array]]:
-        """As ``forward``, with something added at some places.
+    def block(self, params: Params, i: Any, tokens: Array, rules: Rules) -> Array:
+        """The tokens that leave a block, of those that enter; its attention is ``rules.attention``.
 
         Args:
             params: the parameters.
-            image: ``[H, W, channels]``.
-            taps: as of ``forward``.
+            i: the number of the block, an integer or a traced one: ``jax.tree.map(lambda p: p[i], params["blocks"])``
+                are its parameters.
+            tokens: ``[N, D]``.
             rules: the operations to use.
-            places: some of ``blocks``.
-            added: of the shapes of their ``zeros``.
-
-        Returns:
-            Logits ``[C]`` and attention, as of ``forward``, and what is at these places, with what was added.
         """
         ...
 
+    def read(self, params: Params, tokens: Array, rules: Rules) -> Array:
+        """The logits ``[C]`` of the tokens that leave the last block.
 
-@runtime_checkable
-class WithTokens(WithBlocks, Protocol):
-    """What a model has beside :class:`WithBlocks`, whose blocks can be taken apart."""
+        Args:
+            params: the parameters.
+            tokens: ``[N, D]``, or those that the last block computes.
+            rules: the operations to use.
+        """
+        ...
+
+    # What traced models answer otherwise.
+
+    @property
+    def without_attention(self) -> str:
+        """Why it has no attention maps; empty if it has."""
+        return ""
+
+    @property
+    def without_chain(self) -> str:
+        """Why its attention is no chain of blocks, each after the other; empty if it is."""
+        return ""
+
+    @property
+    def without_tokens(self) -> str:
+        """Why the tokens that enter its blocks cannot be told; empty if they can."""
+        return ""
+
+    @property
+    def order(self) -> np.ndarray | None:
+        """The places of its tokens, the prefix first; None: they are in order."""
+        return None
 
     @property
     def content(self) -> Place | None:
         """The tokens to which position embeddings are added; None: none are."""
-        ...
-
-    def forward_apart(self, params: Params, image: Array, entering: Sequence[Array], taps: Array) -> Array:
-        """The tokens that leave each block, ``[L, N, D]``, of what is said to enter it.
-
-        Args:
-            params: the parameters.
-            image: ``[H, W, channels]``, for what else is read of it.
-            entering: at ``blocks``, as ``forward_through`` gives it.
-            taps: ``[l, h, N, N]``, to be added to the attention of the last l blocks, a pooling attention left out.
-        """
-        ...
-
-    def read(self, params: Params, image: Array, tokens: Array) -> Array:
-        """The logits ``[C]`` of tokens ``[N, D]`` that leave the last block.
-
-        Args:
-            params: the parameters.
-            image: ``[H, W, channels]``, for what else is read of it.
-            tokens: the tokens, in the place of its own.
-        """
-        ...
-
-
-class Checked:
-    """A model of which more is known: relevance passes through operations alone, so that it needs no probe.
-
-    Attributes:
-        without_attention: why it has no attention maps; empty if it has.
-        without_chain: why its attention is no chain of blocks, each after the other; empty if it is.
-        order: the places of its tokens, the prefix first; None: they are in order.
-    """
-
-    without_attention: str
-    without_chain: str
-    order: np.ndarray | None
+        return None
 
     @property
-    @abc.abstractmethod
+    def is_checked(self) -> bool:
+        """Whether relevance is known to pass through operations alone, so that it needs no probe."""
+        return False
+
+    @property
     def is_image(self) -> bool:
         """Whether an image is explained, and there is no other input."""
+        return True
 
     @property
-    @abc.abstractmethod
+    def unrounded(self) -> Model | None:
+        """The model without its rounding to half precision or less; None: it has none."""
+        return None
+
+    @property
+    def segments(self) -> Sequence[Any]:
+        """Pieces of the program between which all relevance passes tokens or a feature map, one for each resolution."""
+        return ()
+
+    @property
     def explains(self) -> str:
         """What is explained: ``"pixels"``, ``"embeddings"`` of tokens, or ``"features"``."""
+        return "pixels"
 
-    @abc.abstractmethod
     def prepare(self, params: Params, example: Any) -> tuple[Params, Array]:
-        """What ``forward`` takes, of one example: of an image, tokens or several inputs, in their own order of axes.
+        """What ``embed`` takes, of one example: of an image, tokens or several inputs, in their own order of axes.
 
         Args:
             params: the parameters.
@@ -179,36 +167,51 @@ class Checked:
         Returns:
             Parameters, with what is not explained; and what is, an image or embeddings ``[N, D]``.
         """
+        return params, example
 
-    @abc.abstractmethod
-    def of_pictures(self) -> Checked:
+    def bound(self, params: Params, image: Array) -> Params:
+        """What all parts take as parameters, of those that ``embed`` takes and an image."""
+        return params
+
+    def rules_at(self, i: int, rules: Rules) -> Rules:
+        """The rules in a block, equal for blocks that one loop may run."""
+        return rules.at(depth=i, blocks=sum(depth(self)))
+
+    def arrange(self, tokens: Array) -> Array:
+        """Those of tokens ``[..., N]`` at blocks that are patches, as a grid ``[..., rows, cols]``."""
+        return tokens[..., tokens.shape[-1] - math.prod(self.grid) :].reshape(*tokens.shape[:-1], *self.grid)
+
+    def of_pictures(self) -> Model:
         """The model of images channels last, as :func:`lrp_jax.preprocess` makes them."""
+        return self
 
-    @property
-    @abc.abstractmethod
-    def unrounded(self) -> Checked | None:
-        """The model without its rounding to half precision or less; None: it has none."""
-
-    @property
-    @abc.abstractmethod
-    def stages(self) -> Sequence[Place]:
-        """Where all relevance passes through tokens or a feature map, one for each resolution."""
-
-    @abc.abstractmethod
     def check(self, examples: Any) -> Any:
         """A batch of examples as arrays ``[B, ...]``, or a ValueError."""
+        return examples
 
 
-class Output(NamedTuple):
-    """What a model says of one image.
+def ask(model: Model, member: str) -> Any:
+    """A member of :class:`Model` that not all have: the model's own, or the answer of one that does not say."""
+    if hasattr(type(model), member) or hasattr(model, member):
+        return getattr(model, member)
+    answer = getattr(Model, member)
+    return answer.fget(model) if isinstance(answer, property) else partial(answer, model)
 
-    Attributes:
-        logits: ``[C]``.
-        attention: probabilities ``[L, h, N, N]``.
-    """
 
-    logits: Array
-    attention: Array
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """Tokens ``[N, D]`` of which the last are patches; a :class:`Place`."""
+
+    shape: tuple[int, int]
+    grid: tuple[int, int]
+
+    def zeros(self) -> Array:
+        """What is added there."""
+        return jnp.zeros(self.shape, jnp.float32)
+
+    def maps(self, relevance: Array) -> Array:
+        """Relevance of the patches, summed over channels, ``[rows, cols]``."""
+        return relevance.sum(axis=-1)[self.shape[0] - math.prod(self.grid) :].reshape(self.grid)
 
 
 def full_precision() -> AbstractContextManager[None]:
@@ -216,53 +219,116 @@ def full_precision() -> AbstractContextManager[None]:
     return jax.default_matmul_precision("highest")
 
 
-@partial(jax.jit, static_argnames="model")
-def classify(model: Model, params: Params, image: Array) -> Output:
-    """What a model says of an image ``[H, W, channels]``, in full precision as maps are."""
-    with full_precision():
-        return automatic(lambda given: Output(*model.forward(given[0], given[1], None, GRADIENT)))((params, image))
-
-
 def prepared(model: Model, params: Params, example: Any) -> tuple[Params, Array]:
-    """What ``forward`` takes: an image channels last, tokens as their embeddings, beside other inputs."""
-    return model.prepare(params, example) if isinstance(model, Checked) else (params, example)
+    """What ``embed`` takes: an image channels last, tokens as their embeddings, beside other inputs."""
+    found: tuple[Params, Array] = ask(model, "prepare")(params, example)
+    return found
 
 
 def of_pictures(model: Any) -> Any:
     """A model of images channels last, as :func:`lrp_jax.preprocess` makes them, whatever it takes."""
-    return model.of_pictures() if isinstance(model, Checked) else model
+    return ask(model, "of_pictures")()
 
 
-def number_of_classes(model: Model, params: Params, example: Any) -> int:
-    """C, how many logits a model has."""
-    return jax.eval_shape(lambda p, e: classify(model, *prepared(model, p, e)), params, example).logits.shape[0]
+def depth(model: Model) -> tuple[int, ...]:
+    """How many blocks each loop of a model runs."""
+    found = model.depth
+    return (found,) * (found > 0) if isinstance(found, int) else tuple(found)
 
 
-def number_of_layers(model: Model, params: Params, image: Array) -> int:
-    """L, how many attention maps a model has.
+class Maps(NamedTuple):
+    """The attention maps of a model: L of h heads and N tokens, a pooling attention among them.
+
+    Attributes:
+        layers: L.
+        heads: h.
+        tokens: N.
+        dtype: their dtype.
+    """
+
+    layers: int
+    heads: int
+    tokens: int
+    dtype: Any
+
+
+class _Shapes:
+    """What looks at the shapes of maps, see :class:`lrp_jax.rules.attention.See`."""
+
+    def __init__(self) -> None:
+        self.found: list[Array] = []
+
+    def __call__(self, maps: Array) -> Array:
+        self.found.append(maps)
+        return maps
+
+    def look(self, maps: Array, rows: Array | None) -> tuple[Array, None]:
+        return self(maps), None
+
+    def seen(self, found: None) -> None:
+        """Nothing."""
+
+
+def check_attention(model: Model, params: Params, image: Array) -> Maps:
+    """The attention maps of a model.
 
     Raises:
-        ValueError: it has none.
+        ValueError: it has none, or not one in each block.
     """
-    if isinstance(model, Checked) and model.without_attention:
-        raise ValueError(
-            f"the model has no attention maps, {model.without_attention}: use a method of the {model.explains}, as "
-            "full_lrp."
-        )
-    return classify.eval_shape(model, params, image).attention.shape[0]
+    why = ask(model, "without_attention")
+    runs, found, given = depth(model), [], ask(model, "bound")(params, image)
+
+    def of_run(x: Array, first: int, times: int) -> Array:
+        maps = _Shapes()
+        i = jnp.asarray(first) if times > 1 else first
+        y = model.block(given, i, x, dataclasses.replace(GRADIENT, see=maps))
+        if len(maps.found) > 1:
+            raise ValueError(f"block {first} computes {len(maps.found)} attentions: a block has one.")
+        found.extend([m for m in maps.found for _ in range(times)])
+        return y
+
+    def of_all(image: Array) -> Array:
+        x, first = model.embed(given, image, GRADIENT), 0
+        for times in runs:
+            x, first = of_run(x, first, times), first + times
+        pooling = _Shapes()
+        logits = model.read(given, x, dataclasses.replace(GRADIENT, see=pooling))
+        if len(found) == sum(runs) and model.readout is None:
+            found.extend(pooling.found)
+        return logits
+
+    if not why:
+        check_chain(model)
+        jax.eval_shape(of_all, image)
+        if not found or len(found) < sum(runs):
+            why = f"{len(found)} of its {sum(runs)} blocks call rules.attention"
+    if why:
+        explained = ask(model, "explains")
+        raise ValueError(f"the model has no attention maps, {why}: use a method of the {explained}, as full_lrp.")
+    first = found[0]
+    return Maps(len(found), first.shape[-3] if first.ndim > 2 else 1, first.shape[-1], first.dtype)
+
+
+def check_tokens(model: Model) -> None:
+    """Refuse a model whose blocks cannot be told, for what is read at the tokens that enter them."""
+    why = ask(model, "without_tokens") or ("" if depth(model) else "it has no blocks")
+    if why:
+        raise ValueError(f"the model has no tokens to read relevance at, {why}; attnlrp and its kin have at='pixels'.")
 
 
 def check_chain(model: Model) -> None:
     """Refuse a model whose attention is no chain of blocks, for what goes from each block to the one before it."""
-    if isinstance(model, Checked) and model.without_chain:
+    if why := ask(model, "without_chain"):
         raise ValueError(
-            f"the model is no chain of blocks, which rollouts and methods of one block need: {model.without_chain}. "
-            f"Use a method of the {model.explains}, as full_lrp or input_x_gradient."
+            f"the model is no chain of blocks, which methods of attention need: {why}. "
+            f"Use a method of the {ask(model, 'explains')}, as full_lrp or input_x_gradient."
         )
 
 
 def readout(model: Model, params: Params, image: Array) -> Array | None:
     """How much of the head's input comes from each token of an image, ``[N]``; None: see :attr:`Model.readout`.
+
+    In the order of the model's tokens, as attention is.
 
     Args:
         model: the model.
@@ -276,7 +342,9 @@ def readout(model: Model, params: Params, image: Array) -> Array | None:
     found = model.readout
     if found is None:
         return None
-    return found(params, image) if callable(found) else jnp.asarray(found)
+    found = found(params, image) if callable(found) else jnp.asarray(found)
+    order = ask(model, "order")
+    return found if order is None else found[np.argsort(order)]
 
 
 def without_addresses(text: str) -> str:
@@ -293,9 +361,3 @@ def digest(params: Params, *said: Any) -> str:
         array = plain(value)
         found.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode() + array.tobytes())
     return found.hexdigest()[:16]
-
-
-def zero_taps(model: Model, params: Params, image: Array, start_layer: int) -> Array:
-    """Zeros to be added to the attention of block ``start_layer`` and those above it."""
-    layers, shape = number_of_layers(model, params, image), classify.eval_shape(model, params, image).attention
-    return jnp.zeros((len(range(layers)[start_layer:]), *shape.shape[1:]), shape.dtype)

@@ -13,46 +13,47 @@ from typing import NamedTuple
 import jax
 from jax import Array
 
-from lrp_jax.model import Checked, Model, Params
+from lrp_jax.model import Model, Params, ask
 from lrp_jax.program import MOVES, Equation, Program, activate, deactivate, flatten
-from lrp_jax.rules import Rules, Where
+from lrp_jax.rules import GRADIENT, Rules, Where
 from lrp_jax.rules.composite import Choices, tagged
 from lrp_jax.rules.paired import operation, operations
+from lrp_jax.walk import forward
 
 
-def probe(model: Model, params: Params, image: Array, taps: Array | None) -> None:
-    """Look whether relevance passes through operations of ``rules`` alone; once for a model and shapes.
+def check_rules(model: Model, params: Params, image: Array, *sets: Rules) -> None:
+    """Refuse a model that relevance passes through beside the operations of rules, and rules for what it has not.
 
     Args:
         model: the model.
         params: its parameters.
         image: ``[H, W, channels]``.
-        taps: as of ``forward``.
+        *sets: the rules; of gradients alone, any model is right.
 
     Raises:
-        ValueError: ``forward`` computes something of the image by itself, applies an operation under a ``jax.vmap``, or
-            does not add the taps.
+        ValueError: the model computes something of the image by itself, or applies an operation under a ``jax.vmap``;
+            or a pattern of the rules matches nothing.
     """
-    if not isinstance(model, Checked):
-        _probe.eval_shape(model, params, image, taps)
+    if any(rules != GRADIENT for rules in sets) and not ask(model, "is_checked"):
+        _probe.eval_shape(model, params, image)
+    for rules in sets:
+        check_patterns(model, params, image, rules)
 
 
 @partial(jax.jit, static_argnames="model")
-def _probe(model: Model, params: Params, image: Array, taps: Array | None) -> None:
-    jaxpr = jax.make_jaxpr(lambda image, taps: model.forward(params, image, taps, operations(())))(image, taps)
+def _probe(model: Model, params: Params, image: Array) -> None:
+    jaxpr = jax.make_jaxpr(lambda image: forward(model, params, image, operations(())))(image)
     program = flatten(jaxpr, lambda primitives: False)
-    activate(program, [True] + [False] * (taps is not None))
+    activate(program, [True])
     deactivate(program)
     found = list(dict.fromkeys(str(equation) for equation in program.walk() if _computes(equation)))
     if found:
         more = f", and {len(found) - 5} more" if len(found) > 5 else ""
         raise ValueError(
-            f"forward computes by itself what relevance passes through: {', '.join(found[:5])}{more}. Let the "
+            f"the model computes by itself what relevance passes through: {', '.join(found[:5])}{more}. Let the "
             "operations of rules do it; beside them values are only moved (reshaped, sliced, concatenated) and have "
             "constants added."
         )
-    if taps is not None and not activate(program, [False, True])[0]:
-        raise ValueError("forward must add the taps to the attention: its logits do not depend on them.")
 
 
 class Match(NamedTuple):
@@ -84,7 +85,7 @@ def count_matches(model: Model, params: Params, image: Array, rules: Rules) -> l
     if not (isinstance(rules.places, Choices) and rules.places.checked):
         return []
     marked, patterns = tagged(rules, lambda tag: operations((), tag))
-    jaxpr = jax.make_jaxpr(lambda image: model.forward(params, image, None, marked))(image)
+    jaxpr = jax.make_jaxpr(lambda image: forward(model, params, image, marked))(image)
     counts: collections.Counter[str] = collections.Counter()
     _count(flatten(jaxpr, lambda primitives: False), 1, counts)
     return [Match(where, name, counts[tag]) for where, name, tag in patterns]

@@ -1,4 +1,4 @@
-"""One image through a model, and back: gradient and relevance of targets, at the attention or at the pixels.
+"""What rule sets send back from the targets of one image: to the image, and to what is read of each block.
 
 Axis letters: B images (here there is one, and no such axis), K targets an image, C classes, L blocks, h heads, N
 tokens. A target is a class, or any direction of the output: weights of the logits, whose sum is explained.
@@ -7,33 +7,19 @@ tokens. A target is a class, or any direction of the output: weights of the logi
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
-from lrp_jax.model import (
-    Checked,
-    Model,
-    Params,
-    Place,
-    WithBlocks,
-    WithTokens,
-    check_chain,
-    classify,
-    number_of_layers,
-    readout,
-    zero_taps,
-)
-from lrp_jax.probe import check_patterns, probe
+from lrp_jax.model import Model, Params, ask, check_tokens
+from lrp_jax.probe import check_rules
 from lrp_jax.rules import GRADIENT, Rules, named
 from lrp_jax.rules.paired import vjp
-from lrp_jax.rules.taps import with_bias_taps, with_sum_tap
+from lrp_jax.walk import Fold, links_of, relevance_of, run
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("logits", "targets", "relevance"), meta_fields=())
@@ -77,6 +63,28 @@ class AttentionSignals:
     relevance: Array
 
 
+class Walked(NamedTuple):
+    """What rule sets sent back from the targets, and what folds found.
+
+    Attributes:
+        logits: ``[C]``.
+        targets: int ``[K]`` or float ``[K, C]``.
+        image: sent to the image, ``[K, sets, H, W, channels]``.
+        attention: what the fold of attention found, a tuple: of what is carried, ``[K, ...]``; else ``[K, l, ...]``.
+        tokens: what the fold of tokens found, a tuple of ``[K, L, ...]``.
+        taps: sent to the taps, with axes K and sets.
+        parts: what ``tapped`` gave beside.
+    """
+
+    logits: Array
+    targets: Array
+    image: Array
+    attention: tuple[Array, ...]
+    tokens: tuple[Array, ...]
+    taps: Any
+    parts: Any
+
+
 def predicted(logits: Array, targets: Array | None) -> Array:
     """The targets ``[K]``, or the class of the largest logit, ``[1]``, if they are None."""
     return jnp.argmax(logits)[None] if targets is None else targets
@@ -89,28 +97,95 @@ def directions(targets: Array, logits: Array) -> Array:
     return jax.nn.one_hot(targets, logits.size, dtype=logits.dtype)
 
 
-def _pulled(pull: Callable[[Array], Any], logits: Array, targets: Array | None) -> tuple[Array, Any]:
-    """The targets, as :func:`predicted` has them, and what each sends back, ``[K, ...]``."""
-    targets = predicted(logits, targets)
-    return targets, jax.vmap(pull)(directions(targets, logits))
+def walk(
+    model: Model,
+    params: Params,
+    image: Array,
+    targets: Array | None,
+    *rules: str | Rules,
+    attention: Fold | None = None,
+    tokens: Fold | None = None,
+    state: Array | None = None,
+    start: int = 0,
+    taps: Any = None,
+    tapped: Callable[[Rules, Any], tuple[Rules, Any]] | None = None,
+) -> Walked:
+    """Send relevance back through a model, from the last block to the first, and read each on the way.
 
+    Every operation on the image is linearised here, so that what the caller differentiates are ordinary operations.
+    Where nobody asks for the pixels, XLA drops their part.
 
-class Sent(NamedTuple):
-    """What rule sets sent back from the targets.
+    Args:
+        model: the model.
+        params: its parameters.
+        image: ``[H, W, channels]``.
+        targets: int ``[K]``, float ``[K, C]``, or None for the predicted class.
+        *rules: how relevance is sent back, rule sets or names; all on one forward pass.
+        attention: what is read of the attention of each block. It gets what rule sets mean by what they send.
+        tokens: likewise, of the tokens that enter each block.
+        state: what a carried fold of attention begins with, ``[N]``; None: the pooling attention gives it.
+        start: the first block whose attention is read. Negative: counted from the end.
+        taps: zeros to differentiate by, for ``tapped``.
+        tapped: ``(rules, taps) -> rules`` that read something beside, and what they leave, a pytree.
 
-    Attributes:
-        logits: ``[C]``.
-        targets: int ``[K]`` or float ``[K, C]``.
-        attention: probabilities ``[L, h, N, N]``.
-        to_image: ``[K, sets, H, W, channels]``.
-        to_taps: ``[K, sets, l, h, N, N]``, at the attention of the last l blocks; None without taps.
+    Raises:
+        ValueError: rules are unknown, the model computes something of the image without its operations, or it has no
+            attention to be read.
     """
+    sets = [named(r) for r in rules]
+    check_rules(model, params, image, *sets)
+    links = links_of(model, params, image, sets, attention=attention, tokens=tokens, start=start)
 
-    logits: Array
-    targets: Array
-    attention: Array
-    to_image: Array
-    to_taps: Any
+    def of_image(rules: Rules, image: Array, given: Any, taps: Any) -> tuple[Any, Any]:
+        rules, parts = (rules, None) if tapped is None else tapped(rules, taps)
+        return run(model, params, image, rules, links._replace(**given)), parts
+
+    given = {"attention": links.attention, "tokens": links.tokens}
+    (logits, leaving), pull, parts = vjp(of_image, sets, image, given, taps, copies=bool(attention or tokens))
+    targets = predicted(logits, targets)
+    seed = _seed(leaving, state)
+    to_image, found, to_taps = jax.vmap(lambda weights: pull((weights, seed)))(directions(targets, logits))
+    found = {name: tuple(x[:, 0] for x in of) for name, of in found.items()}
+    return Walked(logits, targets, to_image, found["attention"], found["tokens"], to_taps, parts)
+
+
+def look(
+    model: Model,
+    params: Params,
+    image: Array,
+    attention: Fold,
+    *,
+    state: Array | None = None,
+    start: int = 0,
+    whole: bool = False,
+) -> tuple[Array, tuple[Array, ...]]:
+    """Read the attention of each block, from the last to the first, without sending anything back.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        image: ``[H, W, channels]``.
+        attention: what is read; nothing was sent.
+        state: as of :func:`walk`.
+        start: likewise.
+        whole: whether the last block computes all tokens, though the head may read some.
+
+    Returns:
+        Logits ``[C]``, and what was found, as of :func:`walk` without the axis K.
+    """
+    links = links_of(model, params, image, [], attention=attention, start=start, whole=whole)
+
+    def of_links(rules: Rules, given: tuple[Array, ...]) -> tuple[Any, Any]:
+        logits, leaving = run(model, params, image, rules, links._replace(attention=given))
+        return (leaving, logits)
+
+    leaving, pull, logits = vjp(of_links, [GRADIENT], links.attention, copies=True)
+    (found,) = pull(_seed(leaving, state))
+    return logits, tuple(x[0] for x in found)
+
+
+def _seed(leaving: tuple[Array, ...], state: Array | None) -> tuple[Array, ...]:
+    return tuple(jnp.ones_like(x) if state is None else state.astype(x.dtype) for x in leaving)
 
 
 def signals_at_pixels(
@@ -129,211 +204,22 @@ def signals_at_pixels(
         Logits, targets, and the gradient or relevance ``[K, H, W, channels]``.
 
     Raises:
-        ValueError: ``rules`` is unknown, or ``forward`` computes something of the image without its operations.
+        ValueError: ``rules`` is unknown, or the model computes something of the image without its operations.
     """
-    sent = _sent(model, params, image, targets, None, rules)
-    return Explanation(sent.logits, sent.targets, relevance_of(sent.to_image[:, 0], image, named(rules)))
+    found = walk(model, params, image, targets, rules)
+    return Explanation(found.logits, found.targets, relevance_of(found.image[:, 0], image[None], named(rules)))
 
 
-def signals_at_stages(
-    model: Model, params: Params, image: Array, targets: Array | None, rules: str | Rules
-) -> Explanation:
-    """The relevance of each target at every stage of a traced model; arguments as of :func:`signals_at_pixels`.
+def _maps(
+    state: tuple[Array, ...], maps: Array, sent: tuple[Array, ...], rows: Array | None
+) -> tuple[Array, ...]:
+    """Whole maps ``[h, N, N]``, of some queries: those of each rule set, or without any the attention itself."""
 
-    Returns:
-        Logits, targets, and a map ``[K, rows, cols]`` for each stage, a tuple.
+    def whole(x: Array) -> Array:
+        places = jnp.arange(x.shape[-2]) if rows is None else rows
+        return jnp.zeros((*x.shape[:-2], x.shape[-1], x.shape[-1]), x.dtype).at[..., places, :].set(x, mode="drop")
 
-    Raises:
-        ValueError: ``rules`` is unknown, or the model is not traced.
-    """
-    if not isinstance(model, Checked) or not model.stages:
-        raise ValueError("stages are those of a traced model of images (lrp_jax.trace).")
-    found, _ = _at_places(model, params, image, targets, rules, model.stages)
-    return dataclasses.replace(found, relevance=tuple(maps[:, 0] for maps in found.relevance))
-
-
-def signals_at_blocks(
-    model: Model, params: Params, image: Array, targets: Array | None, rules: str | Rules
-) -> Explanation:
-    """The relevance of each target at the tokens that enter each block; arguments as of :func:`signals_at_pixels`.
-
-    Returns:
-        Logits, targets, and relevance of the patches, summed over channels, ``[K, L, rows, cols]``.
-
-    Raises:
-        ValueError: ``rules`` is unknown, or the model does not say where tokens enter its blocks.
-    """
-    return _at_blocks(model, params, image, targets, rules, None)[0]
-
-
-def signals_at_blocks_and_attention(
-    model: Model, params: Params, image: Array, targets: Array | None, rules: str | Rules, *, start_layer: int = 0
-) -> tuple[Explanation, Array]:
-    """In one pass, :func:`signals_at_blocks` and the relevance of :func:`signals_at_attention`."""
-    return _at_blocks(model, params, image, targets, rules, zero_taps(model, params, image, start_layer))
-
-
-def signals_at_biases(
-    model: Model, params: Params, image: Array, targets: Array | None, rules: str | Rules
-) -> Explanation:
-    """All biases behind the first tokens times their modified gradients; arguments as of :func:`signals_at_pixels`.
-
-    Returns:
-        Logits, targets, and these products at the patch that a bias is added to, ``[K, rows, cols]``. Those of what the
-        head reads are shared by its ``readout``; those behind a pooling attention are left out.
-
-    Raises:
-        ValueError: ``rules`` is unknown or of relevance, or the model does not say where tokens enter its blocks.
-    """
-    rules = _modified(rules, "biases")
-    _blocks(model)
-    number_of_layers(model, params, image)  # biases are given to its tokens
-    check_rules(model, params, image, None, rules)
-    tokens = classify.eval_shape(model, params, image).attention.shape[-1]
-    order = model.order if isinstance(model, Checked) and model.order is not None else np.arange(tokens)
-    found = readout(model, params, image)
-    read = jnp.zeros(tokens) if found is None else found[np.argsort(order)]
-
-    def run(rules: Rules, taps: Array) -> tuple[Array, None]:
-        return model.forward(params, image, None, with_bias_taps(rules, taps, read))[0], None
-
-    logits, pull, _ = vjp(run, [rules], jnp.zeros(tokens, image.dtype))
-    targets, (sent,) = _pulled(pull, logits, targets)
-    patches = sent[:, 0, order][:, tokens - math.prod(model.grid) :]
-    return Explanation(logits, targets, patches.reshape(-1, *model.grid))
-
-
-def signals_at_positions(
-    model: Model, params: Params, image: Array, targets: Array | None, rules: str | Rules
-) -> Explanation:
-    """The relevance of content and of positions, where they are added; arguments as of :func:`signals_at_pixels`.
-
-    Returns:
-        Logits, targets, and relevance ``[K, rows, cols]`` of the content of the patches, and of their position
-        embeddings, a tuple.
-
-    Raises:
-        ValueError: ``rules`` is unknown or of relevance, or the model has no position embeddings that are added once.
-    """
-    rules = _modified(rules, "positions")
-    if not isinstance(model, WithTokens) or model.content is None:
-        raise ValueError("the model has no position embeddings that are added to its tokens, and once.")
-    place = model.content
-    check_rules(model, params, image, None, rules)
-
-    def run(rules: Rules, tap: Array) -> tuple[Array, tuple[Array, Array]]:
-        parts: list[tuple[Array, Array]] = []
-        logits, _ = model.forward(params, image, None, with_sum_tap(rules, tap, parts))
-        return logits, parts[0]
-
-    logits, pull, parts = vjp(run, [rules], place.zeros().astype(image.dtype))
-    targets, (sent,) = _pulled(pull, logits, targets)
-    maps = (jax.vmap(place.maps)(sent[:, 0] * part.reshape(1, *sent.shape[2:]))[:, 0] for part in parts)
-    return Explanation(logits, targets, tuple(maps))
-
-
-def gradients_of_blocks(
-    model: Model, params: Params, image: Array, targets: Array | None, *, start_layer: int, cosine: bool
-) -> Explanation:
-    """The gradient by each attention of what the head says of the mean of the tokens that leave its own block.
-
-    Args:
-        model: the model.
-        params: its parameters.
-        image: ``[H, W, channels]``.
-        targets: int ``[K]``, float ``[K, C]``, or None for the predicted class.
-        start_layer: s, the first block.
-        cosine: whether the logits of a block are scaled to length 1.
-
-    Returns:
-        Logits, targets, and gradients ``[K, L - s, h, N, N]``; a pooling attention is no block.
-
-    Raises:
-        ValueError: the model does not say where its blocks are.
-    """
-    check_chain(model)
-    _blocks(model)
-    if not isinstance(model, WithTokens):
-        raise ValueError("the model does not say what leaves its blocks, see lrp_jax.model.WithTokens.")
-    taps = zero_taps(model, params, image, start_layer)
-    taps = taps if model.readout is not None else taps[:-1]
-
-    def read(tokens: Array) -> Array:
-        logits = model.read(params, image, jnp.broadcast_to(tokens.mean(axis=0), tokens.shape))
-        if not cosine:
-            return logits
-        square = (logits * logits).sum()
-        return jnp.where(square > 0, logits * jax.lax.rsqrt(jnp.where(square > 0, square, 1)), logits)
-
-    def run(taps: Array) -> Array:
-        return jax.vmap(read)(model.forward_apart(params, image, entering, taps)).sum(axis=0)
-
-    zeros = [place.zeros() for place in model.blocks]
-    logits, _, entering = model.forward_through(params, image, None, GRADIENT, model.blocks, zeros)
-    targets = predicted(logits, targets)
-    _, pull = jax.vjp(run, taps)
-    (sent,) = jax.vmap(pull)(directions(targets, logits))
-    return Explanation(logits, targets, sent)
-
-
-def _modified(rules: str | Rules, what: str) -> Rules:
-    """The rules, which must be modified gradients."""
-    rules = named(rules)
-    if not rules.times_values:
-        raise ValueError(f"{what} are multiplied by modified gradients; {rules.name} sends relevance back.")
-    return rules
-
-
-def _blocks(model: Any) -> Sequence[Place]:
-    """What enters the blocks, or a ValueError."""
-    if not isinstance(model, WithBlocks) or not model.blocks:
-        why = getattr(model, "without_attention", "") or "where they enter its blocks cannot be told"
-        raise ValueError(f"the model has no tokens to read relevance at, {why}; attnlrp and its kin have at='pixels'.")
-    return model.blocks
-
-
-def check_rules(model: Model, params: Params, image: Array, taps: Array | None, *sets: Rules) -> None:
-    """Refuse a model that relevance passes through beside the operations of rules, and rules for what it has not."""
-    if any(rules != GRADIENT for rules in sets):
-        probe(model, params, image, taps)
-    for rules in sets:
-        check_patterns(model, params, image, rules)
-
-
-def _at_blocks(
-    model: Any, params: Params, image: Array, targets: Array | None, rules: str | Rules, taps: Array | None
-) -> tuple[Explanation, Any]:
-    """Maps ``[K, L, rows, cols]`` of what enters the blocks; relevance at the taps."""
-    found, at_taps = _at_places(model, params, image, targets, rules, _blocks(model), taps)
-    return dataclasses.replace(found, relevance=jnp.concatenate(found.relevance, axis=1)), at_taps
-
-
-def _at_places(
-    model: Any,
-    params: Params,
-    image: Array,
-    targets: Array | None,
-    rules: str | Rules,
-    places: Sequence[Place],
-    taps: Array | None = None,
-) -> tuple[Explanation, Any]:
-    """Maps ``[K, times, rows, cols]`` of relevance at some places, a tuple; relevance at the taps, or None."""
-    rules = named(rules)
-
-    def run(rules: Rules, taps: Array | None, added: Sequence[Array]) -> tuple[Array, tuple[Array, Sequence[Array]]]:
-        logits, attention, there = model.forward_through(params, image, taps, rules, places, added)
-        return logits, (attention, there)
-
-    check_rules(model, params, image, taps, rules)
-    _, (_, there) = jax.eval_shape(partial(run, GRADIENT), taps, [place.zeros() for place in places])
-    added = [jnp.zeros(x.shape, x.dtype) for x in there]
-    logits, pull, (attention, values) = vjp(run, [rules], taps, added)
-    targets, (to_taps, to_places) = _pulled(pull, logits, targets)
-    sent = [relevance_of(at[:, 0], value, rules) for at, value in zip(to_places, values, strict=True)]
-    maps = tuple(jax.vmap(place.maps)(at) for place, at in zip(places, sent, strict=True))
-    if taps is not None:
-        to_taps = relevance_of(to_taps[:, 0], attention[len(attention) - len(taps) :], rules)
-    return Explanation(logits, targets, maps), to_taps
+    return tuple(map(whole, sent or (maps,)))
 
 
 def signals_at_attention(
@@ -344,9 +230,8 @@ def signals_at_attention(
     rules: str | Rules | None,
     *,
     gradient: bool = True,
-    start_layer: int = 0,
 ) -> AttentionSignals:
-    """The gradient, the relevance, or both of each target at the attention.
+    """The gradient, the relevance, or both of each target at all attention, stacked: memory of ``(2 K + 1) L h N^2``.
 
     Args:
         model: the model.
@@ -355,44 +240,22 @@ def signals_at_attention(
         targets: int ``[K]``, float ``[K, C]``, or None for the predicted class.
         rules: of the relevance, a set or a name; None: no relevance.
         gradient: whether the gradient is asked for.
-        start_layer: s, the first block of gradient and relevance, ``[K, L - s, h, N, N]``; below its attention nothing
-            is propagated. Negative: counted from the end.
 
     Returns:
         The signals; what was not asked for is None.
 
     Raises:
-        ValueError: ``rules`` is unknown, or ``forward`` computes something of the image without its operations.
+        ValueError: ``rules`` is unknown, or the model computes something of the image without its operations.
     """
     asked = {"gradient": GRADIENT if gradient else None, "relevance": rules}
     sets = {name: of_it for name, of_it in asked.items() if of_it is not None}
-    taps = zero_taps(model, params, image, start_layer)
-    sent = _sent(model, params, image, targets, taps, *sets.values())
-    found: dict[str, Any] = dict.fromkeys(asked)
-    for i, (name, of_it) in enumerate(sets.items()):
-        found[name] = relevance_of(sent.to_taps[:, i], sent.attention[start_layer:], named(of_it))
-    return AttentionSignals(sent.logits, sent.targets, sent.attention, **found)
+    order = ask(model, "order")
 
+    def ordered(x: Array) -> Array:
+        return x if order is None else x[..., order[:, None], order]
 
-def relevance_of(sent: Array, value: Array, rules: Rules) -> Array:
-    """What a set means by the cotangents ``[K, ...]`` that it sent to a value."""
-    return sent * value[None] if rules.times_values else sent
-
-
-def _sent(
-    model: Model, params: Params, image: Array, targets: Array | None, taps: Array | None, *rules: str | Rules
-) -> Sent:
-    """What each set sends back from the targets.
-
-    To the image in any case: every operation on it is then linearised here, and what the caller differentiates are
-    ordinary operations. Where nobody asks for the pixels, XLA drops their part.
-    """
-
-    def run(rules: Rules, image: Array, taps: Array | None) -> tuple[Array, Array]:
-        return model.forward(params, image, taps, rules)
-
-    sets: Sequence[Rules] = [named(r) for r in rules]
-    check_rules(model, params, image, taps, *sets)
-    logits, pull, attention = vjp(run, sets, image, taps)
-    targets, (to_image, to_taps) = _pulled(pull, logits, targets)
-    return Sent(logits, targets, attention, to_image, to_taps)
+    fold = Fold(_maps, lambda heads, tokens: ((heads, tokens, tokens),) * max(1, len(sets)))
+    _, (attention,) = look(model, params, image, fold._replace(shapes=lambda h, n: ((h, n, n),)), whole=True)
+    walked = walk(model, params, image, targets, *sets.values(), attention=fold)
+    found: dict[str, Any] = dict.fromkeys(asked) | dict(zip(sets, map(ordered, walked.attention), strict=True))
+    return AttentionSignals(walked.logits, walked.targets, ordered(attention), **found)

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 import lrp_jax
+from lrp_jax.walk import forward
 from lrp_jax.datasets import ImageNetFolder
 from lrp_jax.labels import imagenet_classes
 from lrp_jax.weights.convert import convert_with_summary
@@ -59,7 +60,7 @@ def propagate(operation, inputs, relevance):
 
 
 def logit(model, params, target):
-    return jax.jit(lambda image: model.forward(params, image, None, lrp_jax.GRADIENT)[0][target])
+    return jax.jit(lambda image: forward(model, params, image, lrp_jax.GRADIENT)[target])
 
 
 def rewrite(source, target, change, compression=zipfile.ZIP_STORED):

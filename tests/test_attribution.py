@@ -12,7 +12,7 @@ from helpers import CASES, relative_error, small_images, small_model
 from hypothesis import strategies as st
 
 import lrp_jax
-from lrp_jax.model import classify
+from lrp_jax.walk import classify
 from lrp_jax.rules import register
 
 

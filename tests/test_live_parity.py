@@ -11,6 +11,7 @@ from helpers import GOLDEN, relative_error, small_images, small_model
 from PIL import Image
 
 import lrp_jax
+from lrp_jax.walk import forward
 from lrp_jax import metrics
 from lrp_jax.weights import read_weights
 from lrp_jax.weights.convert import convert_with_summary
@@ -57,7 +58,7 @@ def test_a_saved_model_has_the_logits_of_the_original(name, tmp_path):
     for source, fields, tolerance in ((saved, {}, 1e-5), (in_memory, told, 1e-9)):
         model, params = lrp_jax.convert(source, **fields)
         params = jax.tree.map(lambda p: p.astype(jnp.float64), params)
-        ours = model.forward(params, pixels, None, lrp_jax.GRADIENT)[0]
+        ours = forward(model, params, pixels, lrp_jax.GRADIENT)
         assert relative_error(ours, logits) <= tolerance
     assert model.config.num_heads == 6
 

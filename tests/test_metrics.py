@@ -8,6 +8,7 @@ import scipy.stats
 from helpers import GOLDEN, small_images, small_model
 
 import lrp_jax
+from lrp_jax.walk import forward
 from lrp_jax import metrics
 
 
@@ -90,7 +91,7 @@ def test_the_most_relevant_pixels_go_first():
     changed = np.array(image)
     changed[relevance >= np.sort(relevance.ravel())[-100]] = colour
     for expected, actual in zip((image, changed), logits, strict=True):
-        np.testing.assert_allclose(model.forward(params, expected, None, lrp_jax.GRADIENT)[0], actual, rtol=1e-10)
+        np.testing.assert_allclose(forward(model, params, expected, lrp_jax.GRADIENT), actual, rtol=1e-10)
 
 
 def test_spearman():

@@ -34,8 +34,9 @@ from lrp_jax.files import DATA, replacing
 from lrp_jax.labels import Vocabulary
 from lrp_jax.maps import centres, heatmaps, placed
 from lrp_jax.methods import METHODS
-from lrp_jax.model import classify, full_precision, prepared
+from lrp_jax.model import full_precision, prepared
 from lrp_jax.pictures import Cell, montage, note_bands, save
+from lrp_jax.walk import classify
 
 _EXAMPLE = DATA / "examples" / "scene-3.png"  # that of README.md
 # A method is run for each class, and on until it has run so often, unless that takes long; what is quick, for longer.
@@ -177,7 +178,7 @@ class _Bench:
         @jax.jit
         def forward(params: Any, images: Array) -> Array:
             with full_precision():
-                return jax.vmap(lambda x: classify(self.model, *prepared(self.model, params, x)).logits)(images)
+                return jax.vmap(lambda x: classify(self.model, *prepared(self.model, params, x)))(images)
 
         self.forward = forward.trace(self.params, self.image).lower().compile()
         self.forward_times: list[float] = []

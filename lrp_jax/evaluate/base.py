@@ -32,9 +32,10 @@ from lrp_jax.evaluate.study import Curves, Figure, Figures, Measure, Measured, P
 from lrp_jax.files import needs
 from lrp_jax.labels import Labels
 from lrp_jax.methods import METHODS
-from lrp_jax.model import Model, Params, digest, number_of_classes, of_pictures
+from lrp_jax.model import Model, Params, digest, of_pictures
 from lrp_jax.pictures import Preprocessing, described
 from lrp_jax.version import __version__
+from lrp_jax.walk import number_of_classes
 
 
 class Option(NamedTuple):

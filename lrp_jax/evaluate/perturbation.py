@@ -14,7 +14,8 @@ from lrp_jax import metrics
 from lrp_jax.evaluate.base import Option, Protocol, register
 from lrp_jax.evaluate.study import Curves, Figures, Measure, Record, Study
 from lrp_jax.maps import heatmaps
-from lrp_jax.model import Params, classify
+from lrp_jax.model import Params
+from lrp_jax.walk import classify
 
 #: Parts of the pixels that are removed.
 FRACTIONS = tuple(step / 10 for step in range(11))
@@ -48,7 +49,7 @@ def measure(study: Study) -> Measure:
     def compute(params: Params, images: Array, labels: Array, _: Array) -> dict[str, Any]:
         targets = labels
         if study.options["explained"] == "predicted":
-            targets = jax.vmap(matched)(jax.vmap(partial(classify, model, params))(images).logits, labels)
+            targets = jax.vmap(matched)(jax.vmap(partial(classify, model, params))(images), labels)
         large = heatmaps(study.explain(params, images, targets).relevance, (images.shape[1], images.shape[2]))
         of_labels = jax.vmap(partial(one, params), in_axes=(None, 0, None, 0))
         hits, chances = jax.vmap(of_labels)(images, large, labels, labels)

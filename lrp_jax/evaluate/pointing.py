@@ -15,7 +15,8 @@ from lrp_jax.datasets import Composites, disjoint_groups
 from lrp_jax.evaluate.base import Option, Protocol, register
 from lrp_jax.evaluate.results import batches, check_samples, stacked
 from lrp_jax.evaluate.study import Chosen, Figures, Measure, Preparation, Record, Study
-from lrp_jax.model import Params, classify
+from lrp_jax.model import Params
+from lrp_jax.walk import classify
 
 
 def choose(study: Study, batch_size: int, progress: Callable[[int, int], None]) -> Chosen:
@@ -28,7 +29,7 @@ def choose(study: Study, batch_size: int, progress: Callable[[int, int], None]) 
 
     @jax.jit
     def all_hit(params: Params, images: Array, labels: Array) -> Array:
-        logits = jax.vmap(partial(classify, study.model, params))(images).logits
+        logits = jax.vmap(partial(classify, study.model, params))(images)
         return jax.vmap(metrics.hits)(logits, labels).all(axis=-1)
 
     right: dict[int, list[int]] = {}

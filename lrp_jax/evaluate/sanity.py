@@ -15,8 +15,9 @@ from jax import Array
 from lrp_jax import metrics
 from lrp_jax.evaluate.base import Option, Protocol, register
 from lrp_jax.evaluate.study import Figures, Measure, Record, Study
-from lrp_jax.model import Params, classify
+from lrp_jax.model import Params
 from lrp_jax.vit import ViT
+from lrp_jax.walk import classify
 
 
 class Cascade(NamedTuple):
@@ -76,7 +77,7 @@ def measure(study: Study) -> Measure:
 
     @jax.jit
     def two_most_probable(params: Params, images: Array, labels: Array) -> tuple[Array, Array]:
-        logits = jax.vmap(partial(classify, study.model, params))(images).logits
+        logits = jax.vmap(partial(classify, study.model, params))(images)
         return jax.lax.top_k(logits, 2)[1], jax.vmap(metrics.hits)(logits, labels)
 
     def measure(images: np.ndarray, labels: np.ndarray, _: np.ndarray) -> dict[str, Any]:

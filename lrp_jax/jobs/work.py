@@ -18,9 +18,10 @@ from lrp_jax.labels import Labels
 from lrp_jax.maps import centres, heatmaps
 from lrp_jax.methods import METHODS
 from lrp_jax.methods.base import is_integer
-from lrp_jax.model import Checked, Model, Params, digest, number_of_classes
+from lrp_jax.model import Model, Params, ask, digest
 from lrp_jax.pictures import Box, Preprocessing, box_of
 from lrp_jax.version import __version__
+from lrp_jax.walk import number_of_classes
 
 DTYPES = ("float32", "float16", "float64")
 
@@ -53,7 +54,7 @@ class Work:
             raise ValueError("float64 needs jax_enable_x64: set JAX_ENABLE_X64=1.")
         if not is_integer(self.top_k) or not 1 <= self.top_k <= self.labels.num_classes:
             raise ValueError(f"top_k must be 1 to the model's {self.labels.num_classes} classes, got {self.top_k}.")
-        if isinstance(self.model, Checked) and not self.model.is_image:
+        if not ask(self.model, "is_image"):
             raise ValueError("jobs explain images; this model takes something else.")
         if not len(self.source.names):
             raise ValueError("the source holds no images.")

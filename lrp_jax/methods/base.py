@@ -36,9 +36,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lrp_jax.model import Model, Params, number_of_layers
+from lrp_jax.model import Model, Params, ask, check_attention
 from lrp_jax.rules import RULES, Rules
 from lrp_jax.signals import Explanation
+from lrp_jax.walk import Fold
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,35 +119,61 @@ def register(
     return decorate
 
 
-def row(matrix: Array, read: Array | None) -> Array:
-    """What the head reads of matrices ``[..., N, N]``: their row, ``[..., N]``.
+#: ``(attention, *sent) -> matrices``, ``[h, c, N]`` of c queries: what a method makes of an attention and of what each
+#: rule set means by what it sends there.
+Combine = Callable[..., Array]
 
-    ``read`` is what :func:`lrp_jax.model.readout` gives.
+
+def rollout(combine: Combine, *, scaled: bool = False) -> Fold:
+    """The row of ``(I + M_{L-1}) ... (I + M_s)``, ``[N]``, from the last block to the first: ``v <- v + v M_l``.
+
+    Args:
+        combine: gives M, of which the mean over heads is taken.
+        scaled: whether each row of ``I + M`` is divided by its sum.
     """
-    if read is None:
-        return matrix[..., 0, :]
-    return jnp.einsum("n,...nm->...m", read.astype(matrix.dtype), matrix)
+
+    def read(
+        state: tuple[Array, ...], maps: Array, sent: tuple[Array, ...], rows: Array | None
+    ) -> tuple[Array, ...]:
+        (v,) = state
+        matrix = combine(maps, *sent).mean(axis=0)
+        weights = _of_rows(v, rows, len(matrix))
+        if not scaled or v.shape != matrix.shape[1:]:  # a pooling attention is where the row begins
+            return (weights @ matrix,)
+        divided = weights / (1 + matrix.sum(axis=1))
+        places = jnp.arange(len(matrix)) if rows is None else rows
+        return ((divided @ matrix).at[places].add(divided - weights, mode="drop"),)
+
+    return Fold(read, lambda heads, tokens: ((tokens,),), carried=True)
 
 
-def rollout(matrices: Array, read: Array | None, *, scaled: bool = False) -> Array:
-    """The row of ``(I + M_{l-1}) ... (I + M_0)``, ``[K, N]``, for M ``[K, l, N, N]``.
+def row(*combine: Combine, read: Array | None) -> Fold:
+    """The row of matrices of one block, of each head, ``[h, N]``: what the head reads of them.
 
-    ``read`` is what :func:`lrp_jax.model.readout` gives. ``scaled`` divides each row of ``I + M`` by its sum.
+    Args:
+        *combine: give the matrices.
+        read: what :func:`lrp_jax.model.readout` gives.
     """
-    if read is None:
-        of_all, matrices = matrices[:, -1, 0], matrices[:, :-1]
-    else:
-        of_all = jnp.broadcast_to(read.astype(matrices.dtype), matrices.shape[::3])
-    for layer in reversed(range(matrices.shape[1])):
-        matrix = matrices[:, layer]
-        if scaled:
-            of_all = of_all / (1 + matrix.sum(axis=-1))
-        of_all += jnp.einsum("kn,knm->km", of_all, matrix)
-    return of_all
+    weights = jnp.ones(1) if read is None else read
+
+    def found(
+        state: tuple[Array, ...], maps: Array, sent: tuple[Array, ...], rows: Array | None, weights: Array
+    ) -> tuple[Array, ...]:
+        of_rows = _of_rows(weights, rows, maps.shape[1]).astype(maps.dtype)
+        return tuple(jnp.einsum("n,hnm->hm", of_rows, of(maps, *sent)) for of in combine)
+
+    return Fold(found, lambda heads, tokens: ((heads, tokens),) * len(combine), given=(weights,))
+
+
+def _of_rows(v: Array, rows: Array | None, n: int) -> Array:
+    """Those of ``v`` ``[N]`` that are of some queries; 0 beyond the last."""
+    return v[:n] if rows is None else v.at[rows].get(mode="fill", fill_value=0)
 
 
 def patches(tokens: Array, model: Model) -> Array:
-    """Those of ``tokens`` ``[..., N]`` that are patches, as a grid ``[..., rows, cols]``."""
+    """Those of ``tokens`` ``[..., N]`` that attend and are patches, as a grid ``[..., rows, cols]``."""
+    order = ask(model, "order")
+    tokens = tokens if order is None else tokens[..., order]
     return tokens[..., tokens.shape[-1] - math.prod(model.grid) :].reshape(*tokens.shape[:-1], *model.grid)
 
 
@@ -173,7 +200,7 @@ def weighted_sum(function: Callable[[Array], Array], inputs: Array, weights: np.
 def check_block(model: Model, params: Params, image: Array, *, negative: bool = False, **option: Any) -> int:
     """The number of blocks, after a look at an option that is one of them."""
     ((name, value),) = option.items()
-    layers = number_of_layers(model, params, image)
+    layers = check_attention(model, params, image).layers
     lowest = -layers if negative else 0
     if not is_integer(value) or not lowest <= value < layers:
         raise ValueError(f"{name} must be a block, {lowest} to {layers - 1}; got {value!r}.")

@@ -10,9 +10,10 @@ import numpy as np
 from jax import Array
 
 from lrp_jax.methods.base import check_counts, check_seed, colour, is_real, register, weighted_sum
-from lrp_jax.model import Model, Params, classify
+from lrp_jax.model import Model, Params
 from lrp_jax.rules import GRADIENT
 from lrp_jax.signals import Explanation, predicted, signals_at_pixels
+from lrp_jax.walk import classify
 
 
 @register(class_specific=True, resolution="pixel", reference="Simonyan et al. 2014, section 3")
@@ -59,7 +60,7 @@ def smoothgrad(
     check_seed(seed)
     if not is_real(noise) or noise < 0:
         raise ValueError(f"noise must be a number of at least 0, got {noise!r}.")
-    logits = classify(model, params, image).logits
+    logits = classify(model, params, image)
     targets = predicted(logits, targets)
     deviation = noise * (image.max() - image.min())
 
@@ -96,7 +97,7 @@ def integrated_gradients(
     """
     check_counts(steps=steps, chunk=chunk)
     base = colour(baseline, image)
-    logits = classify(model, params, image).logits
+    logits = classify(model, params, image)
     targets = predicted(logits, targets)
     points, weights = np.polynomial.legendre.leggauss(steps)  # on [-1, 1]
 

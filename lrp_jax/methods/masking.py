@@ -12,8 +12,9 @@ import numpy as np
 from jax import Array
 
 from lrp_jax.methods.base import check_counts, check_seed, colour, is_real, register, sizes, weighted_sum
-from lrp_jax.model import Model, Params, classify
+from lrp_jax.model import Model, Params
 from lrp_jax.signals import Explanation, directions, predicted
+from lrp_jax.walk import classify
 
 Score = Literal["logit", "softmax", "sigmoid"]
 
@@ -52,7 +53,7 @@ def occlusion(
             f"window must be at most the image, {size}, and at least the stride, {strides}; got {windows}."
         )
     base = colour(baseline, image)
-    logits = classify(model, params, image).logits
+    logits = classify(model, params, image)
     targets = predicted(logits, targets)
     weights = directions(targets, logits)
     # Windows that reach over the edge are cut there.
@@ -62,7 +63,7 @@ def occlusion(
     def fall(corner: Array) -> Array:
         inside = [(jnp.arange(s) >= c) & (jnp.arange(s) < c + w) for s, c, w in zip(size, corner, windows, strict=True)]
         covered = functools.reduce(jnp.logical_and, jnp.meshgrid(*inside, indexing="ij"))
-        difference = weights @ (logits - classify(model, params, jnp.where(covered[..., None], base, image)).logits)
+        difference = weights @ (logits - classify(model, params, jnp.where(covered[..., None], base, image)))
         # The last map counts the windows.
         return jnp.multiply.outer(jnp.append(difference, jnp.ones((), logits.dtype)), covered.astype(logits.dtype))
 
@@ -107,7 +108,7 @@ def rise(
     if score not in get_args(Score):
         raise ValueError(f"score must be one of {', '.join(get_args(Score))}; got {score!r}.")
     squash = {"logit": lambda x: x, "softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}[score]
-    logits = classify(model, params, image).logits
+    logits = classify(model, params, image)
     if score == "softmax" and logits.size == 1:
         raise ValueError("score must be 'logit' or 'sigmoid' for a model of one output, whose softmax is always 1.")
     targets = predicted(logits, targets)
@@ -115,7 +116,7 @@ def rise(
 
     def weighted(i: Array) -> Array:
         mask = rise_mask(jax.random.fold_in(jax.random.key(seed), i), image.shape[:-1], cells, keep).astype(image.dtype)
-        scores = weights @ squash(classify(model, params, image * mask[..., None]).logits)
+        scores = weights @ squash(classify(model, params, image * mask[..., None]))
         return jnp.multiply.outer(scores, mask)
 
     return Explanation(

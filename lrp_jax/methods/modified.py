@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,19 +13,15 @@ from jax import Array
 
 from lrp_jax.maps import centres, heatmaps
 from lrp_jax.methods.base import check_block, check_truths, patches, register, rollout
-from lrp_jax.model import Model, Params, classify, readout
+from lrp_jax.model import Model, Params, ask, check_attention, check_tokens, readout
 from lrp_jax.rules import ALI_LRP, ATTNLRP, CP_LRP, LIBRAGRAD, Rules, with_gamma
-from lrp_jax.signals import (
-    Explanation,
-    predicted,
-    signals_at_biases,
-    signals_at_blocks,
-    signals_at_blocks_and_attention,
-    signals_at_pixels,
-    signals_at_positions,
-)
+from lrp_jax.rules.taps import with_bias_taps, with_sum_tap
+from lrp_jax.signals import Explanation, predicted, signals_at_pixels, walk
+from lrp_jax.walk import Fold, classify
 
 _PLACES = ("tokens", "blocks", "pixels")
+#: The relevance of each token that enters a block, summed over channels.
+TOKENS = Fold(lambda state, value, sent, rows: (sent[0].sum(axis=-1),), lambda heads, tokens: ((tokens,),))
 
 
 @register(class_specific=True, resolution="patch", reference="Achtibat et al. 2024", signed=True)
@@ -58,7 +55,7 @@ def attnlrp(
     if position and at != "tokens":
         raise ValueError(f"position=True is of at='tokens', got at={at!r}.")
     if position:
-        return signals_at_positions(model, params, image, targets, rules)
+        return _at_positions(model, params, image, targets, rules)
     return _relevance(model, params, image, targets, rules, at)
 
 
@@ -120,7 +117,7 @@ def libragrad(
     found = _relevance(model, params, image, targets, LIBRAGRAD, at)
     if not full:
         return found
-    biases = signals_at_biases(model, params, image, found.targets, LIBRAGRAD).relevance
+    biases = _of_biases(model, params, image, found.targets, LIBRAGRAD)
     return dataclasses.replace(found, relevance=found.relevance + biases)
 
 
@@ -164,7 +161,7 @@ def gated_lrp(
     options = with_gamma(CP_LRP, gamma, gamma_at), start_layer, at == "pixels"
     if not two_views:
         return _gated(model, params, image, targets, *options)
-    logits = classify(model, params, image).logits
+    logits = classify(model, params, image)
     targets = predicted(logits, targets)
     rows, cols = (size // n // 4 for size, n in zip(image.shape, model.grid, strict=False))
     maps = [
@@ -194,9 +191,10 @@ def _gated(
 ) -> Explanation:
     """Gated LRP of one view."""
     read = readout(model, params, image)
-    found, at_attention = signals_at_blocks_and_attention(model, params, image, targets, rules, start_layer=start_layer)
-    relevance = found.relevance.sum(axis=1)
-    gate = patches(rollout(jnp.maximum(at_attention, 0).mean(axis=2), read), model)
+    check_tokens(model)
+    folds = {"attention": rollout(lambda maps, r: jnp.maximum(r, 0)), "tokens": TOKENS}
+    found = walk(model, params, image, targets, rules, **folds, state=read, start=start_layer)
+    relevance, gate = ask(model, "arrange")(found.tokens[0].sum(axis=1)), patches(found.attention[0], model)
     maps = [relevance, _around(relevance), gate]
     if enlarged:
         maps = [heatmaps(m, (image.shape[0], image.shape[1]), centres=centres(model)) for m in maps]
@@ -204,7 +202,7 @@ def _gated(
     supports = jnp.maximum(_of_largest(0.75 * of_it + 0.25 * around), 0)
     root = jnp.where(supports > 0, jnp.sqrt(jnp.where(supports > 0, supports, 1)), 0)  # of finite gradient
     gated = _of_largest(root * gate**1.5)
-    return dataclasses.replace(found, relevance=gated + 0.001 * jnp.minimum(around, 0))
+    return Explanation(found.logits, found.targets, gated + 0.001 * jnp.minimum(around, 0))
 
 
 def _around(maps: Array) -> Array:
@@ -229,6 +227,42 @@ def _relevance(model: Model, params: Params, image: Array, targets: Array | None
     if at == "pixels":
         found = signals_at_pixels(model, params, image, targets, rules)
         return dataclasses.replace(found, relevance=found.relevance.sum(axis=-1))
-    found = signals_at_blocks(model, params, image, targets, rules)
-    maps = found.relevance[:, 0] if at == "tokens" else found.relevance.sum(axis=1)
-    return dataclasses.replace(found, relevance=maps)
+    check_tokens(model)
+    walked = walk(model, params, image, targets, rules, tokens=TOKENS)
+    of_blocks = walked.tokens[0]
+    maps = of_blocks[:, 0] if at == "tokens" else of_blocks.sum(axis=1)
+    return Explanation(walked.logits, walked.targets, ask(model, "arrange")(maps))
+
+
+def _of_biases(model: Model, params: Params, image: Array, targets: Array, rules: Rules) -> Array:
+    """All biases behind the first tokens times their modified gradients, ``[K, rows, cols]``.
+
+    Each at the token that it is added to; those of what the head reads are shared by its ``readout``, and those behind a
+    pooling attention are left out.
+    """
+    tokens = check_attention(model, params, image).tokens
+    found = readout(model, params, image)
+    read = jnp.zeros(tokens) if found is None else found
+
+    def tapped(rules: Rules, taps: Array) -> tuple[Rules, None]:
+        return with_bias_taps(rules, taps, read), None
+
+    walked = walk(model, params, image, targets, rules, taps=jnp.zeros(tokens, image.dtype), tapped=tapped)
+    return patches(walked.taps[:, 0], model)
+
+
+def _at_positions(model: Model, params: Params, image: Array, targets: Array | None, rules: Rules) -> Explanation:
+    """The relevance of the content of the patches, and of their position embeddings, where they are added."""
+    place = ask(model, "content")
+    if place is None:
+        raise ValueError("the model has no position embeddings that are added to its tokens, and once.")
+
+    def tapped(rules: Rules, taps: Array) -> tuple[Rules, Any]:
+        parts: list[tuple[Array, Array]] = []
+        return with_sum_tap(rules, taps, parts), parts
+
+    taps = place.zeros().astype(image.dtype)
+    found = walk(model, params, image, targets, rules, taps=taps, tapped=tapped)
+    sent = found.taps[:, 0]
+    maps = (jax.vmap(place.maps)(sent * part.reshape(1, *sent.shape[1:])) for part in found.parts[0])
+    return Explanation(found.logits, found.targets, tuple(maps))

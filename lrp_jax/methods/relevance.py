@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
 from lrp_jax.methods.base import check_block, check_truths, patches, register, rollout, row
-from lrp_jax.model import Model, Params, readout
-from lrp_jax.rules import Rules
-from lrp_jax.signals import Explanation, signals_at_attention, signals_at_pixels, signals_at_stages
+from lrp_jax.model import Model, Params, ask, readout
+from lrp_jax.probe import check_rules
+from lrp_jax.rules import GRADIENT, Rules, named
+from lrp_jax.rules.paired import vjp
+from lrp_jax.signals import Explanation, directions, predicted, signals_at_pixels, walk
+from lrp_jax.walk import relevance_of
 
 
 @register(class_specific=True, resolution="patch", reference="Chefer et al. 2021, equations 13 and 14")
@@ -37,9 +44,9 @@ def transformer_attribution(
     """
     check_block(model, params, image, start_layer=start_layer)
     read = readout(model, params, image)
-    signals = signals_at_attention(model, params, image, targets, rules, start_layer=start_layer)
-    matrices = jnp.maximum(signals.gradient * signals.relevance, 0).mean(axis=2)
-    return Explanation(signals.logits, signals.targets, patches(rollout(matrices, read), model))
+    fold = rollout(lambda maps, g, r: jnp.maximum(g * r, 0))
+    found = walk(model, params, image, targets, GRADIENT, rules, attention=fold, state=read, start=start_layer)
+    return Explanation(found.logits, found.targets, patches(found.attention[0], model))
 
 
 @register(class_specific=True, resolution="patch", reference="Chefer et al. 2021, section 4; Voita et al. 2019")
@@ -80,7 +87,7 @@ def full_lrp(
     """
     check_truths(stages=stages)
     if stages:
-        return signals_at_stages(model, params, image, targets, rules)
+        return _at_stages(model, params, image, targets, rules)
     pixels = signals_at_pixels(model, params, image, targets, rules)
     return dataclasses.replace(pixels, relevance=pixels.relevance.sum(axis=-1))
 
@@ -107,9 +114,9 @@ def lrp_rollout(
     """
     check_block(model, params, image, start_layer=start_layer)
     read = readout(model, params, image)
-    signals = signals_at_attention(model, params, image, targets, rules, gradient=False, start_layer=start_layer)
-    matrices = jnp.maximum(signals.relevance, 0).mean(axis=2)
-    return Explanation(signals.logits, signals.targets, patches(rollout(matrices, read), model))
+    fold = rollout(lambda maps, r: jnp.maximum(r, 0))
+    found = walk(model, params, image, targets, rules, attention=fold, state=read, start=start_layer)
+    return Explanation(found.logits, found.targets, patches(found.attention[0], model))
 
 
 @register(class_specific=True, resolution="patch", reference="Chefer et al. 2021, table 3 (one block)")
@@ -139,7 +146,42 @@ def single_block(
     read = readout(model, params, image)
     if read is None and block not in (-1, layers - 1):
         raise ValueError(f"block must be the last, {layers - 1}, of a model that pools by attention; got {block}.")
-    signals = signals_at_attention(model, params, image, targets, rules, gradient=gradient, start_layer=block)
-    relevance = signals.gradient * signals.relevance if gradient else signals.relevance
-    matrix = jnp.maximum(relevance[:, 0], 0).mean(axis=1)
-    return Explanation(signals.logits, signals.targets, patches(row(matrix, read), model))
+    sets = (GRADIENT, rules) if gradient else (rules,)
+    fold = row(lambda maps, *sent: jnp.maximum(math.prod(sent), 0), read=read)
+    found = walk(model, params, image, targets, *sets, attention=fold, start=block)
+    return Explanation(found.logits, found.targets, patches(found.attention[0][:, 0].mean(axis=1), model))
+
+
+def _at_stages(
+    model: Model, params: Params, image: Array, targets: Array | None, rules: str | Rules
+) -> Explanation:
+    """The relevance of each target at every stage of a traced model.
+
+    Returns:
+        Logits, targets, and a map ``[K, rows, cols]`` for each stage, a tuple.
+
+    Raises:
+        ValueError: ``rules`` is unknown, or the model is not traced.
+    """
+    segments, rules = ask(model, "segments"), named(rules)
+    if not segments:
+        raise ValueError("stages are those of a traced model of images (lrp_jax.trace).")
+    places = [place for _, place in segments[:-1]]
+
+    def run(rules: Rules, image: Array, added: Sequence[Array]) -> tuple[Array, list[Array]]:
+        value, seen = image, []
+        for (segment, _), more in itertools.zip_longest(segments, added):
+            value = segment(params, image, value, rules)
+            if more is not None:
+                value = value + more
+                seen.append(value)
+        return value.reshape(-1), seen
+
+    check_rules(model, params, image, rules)
+    added = [place.zeros() for place in places]
+    logits, pull, seen = vjp(run, [rules], image, added)
+    targets = predicted(logits, targets)
+    _, to_places = jax.vmap(pull)(directions(targets, logits))
+    sent = [relevance_of(at[:, 0], value[None], rules) for at, value in zip(to_places, seen, strict=True)]
+    maps = tuple(jax.vmap(place.maps)(at) for place, at in zip(places, sent, strict=True))
+    return Explanation(logits, targets, maps)

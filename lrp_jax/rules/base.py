@@ -8,12 +8,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
+
+from lrp_jax.rules.attention import See, over_queries
+
+#: The name of what products with parameters give, for the policies of ``jax.checkpoint``.
+PRODUCT = "product"
 
 Operation = Callable[..., Array]
 Product = Callable[[Array, Array], Array]
@@ -44,6 +51,7 @@ class Rules:
         places: the rules at a place, of a set that is not the same everywhere: see :meth:`at`.
         rounds: whether the operations of a traced program give the values of the program where it rounds them, as to
             bfloat16, and not what they compute themselves.
+        see: what looks at the maps of :meth:`attention`; None: nothing does.
     """
 
     name: str
@@ -59,6 +67,27 @@ class Rules:
     times_values: bool = False
     places: Callable[..., Rules] | None = None
     rounds: bool = True
+    see: See | None = None
+
+    def attention(self, q: Array, k: Array, v: Array, scale: float, *, chunk: int | None = None) -> Array:
+        """``softmax(scale * q k^T) v``, by the set's own products and softmax: here attention maps are seen.
+
+        Args:
+            q: queries ``[..., n, d]``.
+            k: keys ``[..., N, d]``.
+            v: values ``[..., N, e]``.
+            scale: of the products of queries and keys.
+            chunk: how many queries are computed at once; None: by size. The map of all of them is never in memory.
+
+        Returns:
+            ``[..., n, e]``.
+        """
+
+        def of_queries(rules: Rules, q: Array) -> Array:
+            maps = rules.softmax(rules.matmul(q, k.mT), scale)
+            return rules.matmul(maps if rules.see is None else rules.see(maps), v)
+
+        return over_queries(self, of_queries, [q], chunk, width=k.shape[-2] * math.prod(q.shape[:-2]))
 
     def at(self, **place: Any) -> Rules:
         """The rules at a place, or at what is known of it so far: the more is told, the fewer may apply.
@@ -74,10 +103,13 @@ class Rules:
         Returns:
             The set itself, if it is the same everywhere.
         """
-        return self if self.places is None else self.places(**place)
+        if self.places is None:
+            return self
+        found = self.places(**place)
+        return found if self.see is None else dataclasses.replace(found, see=self.see)
 
 
-_OTHERS = ("name", "times_values", "places", "rounds")
+_OTHERS = ("name", "times_values", "places", "rounds", "see")
 #: The operations of a rule set.
 OPERATIONS = tuple(f.name for f in dataclasses.fields(Rules) if f.name not in _OTHERS)
 #: The parts of a model: before the blocks; the attention of a block, with its norm and its residual addition; the rest
@@ -212,7 +244,7 @@ def stable_divide(r: Array, z: Array, magnitude: Array, epsilon: float) -> Array
 
 def product(x: Array, kernel: Array, bias: Array | None, *, product: Product = jnp.matmul) -> tuple[Array, Array]:
     """The value of ``dense``, and the product without the bias: in rules that divide by it the bias takes no part."""
-    z = product(x, kernel)
+    z = checkpoint_name(product(x, kernel), PRODUCT)
     return (z if bias is None else z + jnp.broadcast_to(bias, z.shape)), z
 
 
@@ -225,7 +257,7 @@ def transposed(product: Product, x: Array, kernel: Array, s: Array) -> Array:
 
 def dense(x: Array, kernel: Array, bias: Array | None, *, product: Product = jnp.matmul) -> Array:
     """See :class:`Rules`."""
-    z = product(x, kernel)
+    z = checkpoint_name(product(x, kernel), PRODUCT)
     return z if bias is None else z + jnp.broadcast_to(bias, z.shape)
 
 

@@ -24,22 +24,26 @@ from jax.interpreters import ad, batching, mlir
 
 from lrp_jax.rules.base import GRADIENT, OPERATIONS, Operation, Rules, merge, of_arrays
 
-_AXIS = "copies of the example, one for each rule set"
+#: The axis of the copies of an example.
+AXIS = "copies of the example, one for each rule set"
 
 
-def vjp(function: Callable[..., tuple[Any, Any]], sets: Sequence[Rules], *example: Any) -> tuple[Any, Any, Any]:
+def vjp(
+    function: Callable[..., tuple[Any, Any]], sets: Sequence[Rules], *example: Any, copies: bool = False
+) -> tuple[Any, Any, Any]:
     """The vector-Jacobian product of a model by each of several rule sets, on one forward pass.
 
     Args:
         function: ``(rules, *example) -> (value, auxiliary)``, made of the operations of ``rules``.
         sets: how cotangents are sent back, at least one.
         *example: pytrees of arrays.
+        copies: whether there are copies for a single set as well, as readers need.
 
     Returns:
         The value, the function from its cotangent to those of the example, each with a first axis for ``sets``, and
         the auxiliary.
     """
-    if tuple(sets) == (GRADIENT,):  # nothing to share
+    if tuple(sets) == (GRADIENT,) and not copies:  # nothing to share
         value, pull, auxiliary = jax.vjp(partial(function, GRADIENT), *example, has_aux=True)
         return value, lambda cotangent: jax.tree.map(lambda x: x[None], pull(cotangent)), auxiliary
 
@@ -49,7 +53,7 @@ def vjp(function: Callable[..., tuple[Any, Any]], sets: Sequence[Rules], *exampl
     def first(tree: Any) -> Any:
         return jax.tree.map(lambda x: x[0], tree)
 
-    run = jax.vmap(partial(function, operations(sets)), axis_name=_AXIS)
+    run = jax.vmap(partial(function, operations(sets)), axis_name=AXIS)
     value, pull, auxiliary = jax.vjp(run, *copied(example), has_aux=True)
     return first(value), lambda cotangent: pull(copied(cotangent)), first(auxiliary)
 
@@ -118,14 +122,14 @@ def _batched(axis: Any, arrays: Sequence[Array], axes: Sequence[int | None], **p
     if all(a is None for a in axes):
         return operation.bind(*arrays, **parameters), None
     name, ordinary, rules = (parameters[key] for key in ("name", "ordinary", "rules"))
-    if axis.name == _AXIS:
+    if axis.name == AXIS:
         arrays = [x if a is None else jnp.moveaxis(x, a, 0) for x, a in zip(arrays, axes, strict=True)]
         rules = rules if len(rules) == axis.size else rules * axis.size  # of :func:`once`
         return _carry(ordinary, rules, tuple(a is not None for a in axes), *arrays), 0
 
     if not rules:  # the probe of lrp_jax.model
         raise ValueError(
-            f"forward applies rules.{name} under a jax.vmap, where its relevance would be wrong: operations take "
+            f"the model applies rules.{name} under a jax.vmap, where its relevance would be wrong: operations take "
             "leading axes of their own accord, so apply it once to the whole array."
         )
 

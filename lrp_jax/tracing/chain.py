@@ -172,7 +172,7 @@ def _followed(
             )
             values = [jnp.zeros(v.shape, v.dtype) for v in inputs[1:]]
             values.insert(0, jnp.broadcast_to(counted, source.shape).astype(source.dtype))
-            found.append(run(Recognised(inputs, [wanted], steps), rules, values, None)[0][0])
+            found.append(run(Recognised(inputs, [wanted], steps), rules, values)[0])
         return found
 
     yield from zip(axes, (np.asarray(x, np.float64) for x in compiled(follow)), strict=True)
@@ -256,7 +256,7 @@ def _read_before(program: Recognised) -> str:
         def outputs(added: dict[int, jax.Array]) -> jax.Array:
             values = [jnp.zeros(v.shape, v.dtype) for v in program.inputs]
             points = Points({s.product.outputs[0]: x for (s, _), x in zip(sites, added.values(), strict=True)})
-            found: jax.Array = run(program, _WITHIN, values, None, points)[0][0]
+            found: jax.Array = run(program, _WITHIN, values, points)[0]
             return found
 
         found, pull = jax.vjp(outputs, dict(enumerate(added.values())))

@@ -1,4 +1,4 @@
-"""Running a program by the operations of a rule set, its attention tapped and handed out."""
+"""Running a program by the operations of a rule set."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ class Turn:
         """Of the body of a loop, after some blocks of this program."""
         return Turn(number, self.before + passed + number * loop.body.sites, self.blocks)
 
-    def all_rules(self, rules: Rules, program: Recognised) -> list[Rules]:
-        """The rules of all steps, as often as they are run."""
-        found, passed = [], 0
-        for step in program.steps:
+    def all_rules(self, rules: Rules, steps: Sequence[Step], passed: int = 0) -> list[Rules]:
+        """The rules of all steps, as often as they are run, after some blocks."""
+        found = []
+        for step in steps:
             if isinstance(step, Loop):
                 for i in range(step.length):
-                    found += self.inner(step, i, passed).all_rules(rules, step.body)
+                    found += self.inner(step, i, passed).all_rules(rules, step.body.steps)
             else:
                 found.append(self.rules(rules, step))
             passed += sites_of(step)
@@ -70,78 +70,88 @@ class Points:
 
     Attributes:
         added: what is added, to read gradient and relevance there; to those of a loop, each time.
-        apart: whether it is put in their place instead.
         seen: where their values go, with what was added.
     """
 
     added: Mapping[Variable, Array]
-    apart: bool = False
     seen: dict[Variable, Array] = dataclasses.field(default_factory=dict)
 
     def passed(self, variable: Variable, value: Any) -> Any:
         """What a variable is from here on."""
         if variable not in self.added:
             return value
-        added = self.added[variable]
-        self.seen[variable] = value if self.apart else value + added
-        return added if self.apart else self.seen[variable]
+        self.seen[variable] = value + self.added[variable]
+        return self.seen[variable]
 
 
 def run(
     program: Recognised,
     rules: Rules,
     values: Sequence[Any],
-    taps: Array | None,
     points: Points | None = None,
     turn: Turn | None = None,
-) -> tuple[list[Any], list[Array]]:
-    """What a program gives, and its attention.
+) -> list[Any]:
+    """What a program gives.
 
     Args:
         program: the program.
         rules: its operations.
         values: what it is given.
-        taps: ``[l, h, N, N]``, to be added to the last l of its attention, or None.
-        points: where else something is added and read.
+        points: where something is added and read.
         turn: which time it is run; None: it is the whole program.
-
-    Returns:
-        What it gives, and attention in parts, ``[some, h, N, N]`` each.
     """
     points = Points({}) if points is None else points
     turn = Turn(blocks=program.blocks) if turn is None else turn
     known = {v: points.passed(v, value) for v, value in zip(program.inputs, values, strict=True)}
-    untapped = program.sites - (0 if taps is None else len(taps))
-    attention: list[Array] = []
-    passed = 0
+    run_steps(program.steps, rules, known, turn, points=points)
+    return [read(v, known) for v in program.outputs]
 
-    def read(variable: Variable) -> Any:
-        return variable.constant if variable.constant is not None else known[variable]
 
-    for step in program.steps:
-        inputs = [read(v) for v in step.inputs]
+def read(variable: Variable, known: Mapping[Variable, Any]) -> Any:
+    """The value of a variable."""
+    return variable.constant if variable.constant is not None else known[variable]
+
+
+def run_steps(
+    steps: Sequence[Step],
+    rules: Rules,
+    known: dict[Variable, Any],
+    turn: Turn,
+    *,
+    passed: int = 0,
+    points: Points | None = None,
+) -> None:
+    """Run some steps.
+
+    Args:
+        steps: the steps, in order.
+        rules: their operations.
+        known: the values of variables; what steps give is added. Constants that are known are not computed again.
+        turn: which time they are run.
+        passed: how many blocks of their program are run before.
+        points: where something is added and read.
+    """
+    for step in steps:
+        if step.operation is None and all(v in known for v in step.outputs):
+            continue
+        inputs = [read(v, known) for v in step.inputs]
         if isinstance(step, Site):
             (value,) = inputs
-            if taps is not None and passed >= untapped:
-                value = value + from_map(step, taps[passed - untapped]).astype(value.dtype)
-            if step.handed_out:
-                attention.append(to_map(step, value)[None])
+            if rules.see is not None and step.handed_out:
+                value = from_map(step, rules.see(to_map(step, value)))
             results: Sequence[Any] = [value]
-            passed += 1
         elif isinstance(step, Loop):
-            sites = step.body.sites * step.length
-            here = None if taps is None else taps[max(passed - untapped, 0) : max(passed + sites - untapped, 0)]
             turns = [turn.inner(step, i, passed) for i in range(step.length)]
-            results, parts = _loop(step, rules, inputs, here, points, turns)
-            attention += parts
-            passed += sites
+            results = _loop(step, dataclasses.replace(rules, see=None), inputs, points or Points({}), turns)
         elif isinstance(step, Choice):
             branches = [partial(_branch, branch, step, rules, turn) for branch in step.branches]
             results = jax.lax.switch(jnp.asarray(inputs[0], jnp.int32), branches, *inputs[1:])
         else:
             results = by_operation(step, turn.rules(rules, step), inputs)
-        known |= {v: points.passed(v, result) for v, result in zip(step.outputs, results, strict=True)}
-    return [read(v) for v in program.outputs], attention
+        passed += sites_of(step)
+        if points is not None:
+            results = [points.passed(v, result) for v, result in zip(step.outputs, results, strict=True)]
+        known |= zip(step.outputs, results, strict=True)
 
 
 def by_operation(step: Step, rules: Rules, inputs: Sequence[Any]) -> Sequence[Any]:
@@ -155,84 +165,66 @@ def by_operation(step: Step, rules: Rules, inputs: Sequence[Any]) -> Sequence[An
 
 
 def _branch(branch: Recognised, step: Choice, rules: Rules, turn: Turn, *given: Any) -> list[Any]:
-    return typed(step.outputs, run(branch, rules, typed(branch.inputs, given), None, turn=turn)[0])
+    return typed(step.outputs, run(branch, rules, typed(branch.inputs, given), turn=turn))
 
 
 def _loop(
-    step: Loop,
-    rules: Rules,
-    inputs: list[Any],
-    taps: Array | None,
-    points: Points,
-    turns: Sequence[Turn],
-) -> tuple[list[Any], list[Array]]:
-    """A scan; several, where only the last times have taps, or rules change. Going back recomputes all but products."""
+    step: Loop, rules: Rules, inputs: list[Any], points: Points, turns: Sequence[Turn]
+) -> list[Any]:
+    """A scan; several, where rules change. Going back recomputes all but products."""
     consts, carry = step.consts, step.carry
     inputs = [*typed(step.body.inputs[: consts + carry], inputs[: consts + carry]), *inputs[consts + carry :]]
     fixed, carried, given = inputs[:consts], inputs[consts : consts + carry], inputs[consts + carry :]
-    sites = step.body.sites
-    tapped = 0 if taps is None else -(-len(taps) // sites) if sites else 0
     params = step.equations[0].params
     inside = [v for v in points.added if step.body.has(v)]
     before = [points.added[v] for v in inside]
 
     def body(turn: Turn | None, carried: Any, each: Any) -> tuple[Any, Any]:
-        some, tap, here = each
-        there = Points(dict(zip(inside, here, strict=True)), points.apart)
+        some, here = each
+        there = Points(dict(zip(inside, here, strict=True)))
         values = typed(step.body.inputs, [*fixed, *carried, *some])
-        outputs, attention = run(step.body, rules, values, tap, there, turn)
+        outputs = run(step.body, rules, values, there, turn)
         outputs = [*typed(step.body.inputs[consts : consts + carry], outputs[:carry]), *outputs[carry:]]
-        maps = jnp.concatenate(attention) if attention else None
-        return outputs[:carry], (outputs[carry:], maps, [there.seen[v] for v in inside])
+        return outputs[:carry], (outputs[carry:], [there.seen[v] for v in inside])
 
-    if taps is not None and tapped:
-        missing = tapped * sites - len(taps)
-        taps = jnp.pad(taps, ((missing, 0),) + ((0, 0),) * (taps.ndim - 1)) if missing else taps
-        taps = taps.reshape(tapped, sites, *taps.shape[1:])
-    cuts = sorted({0, step.length - tapped, step.length, *_changes(step, rules, turns)})
+    cuts = sorted({0, step.length, *_changes(step, rules, turns)})
     pieces = list(itertools.pairwise(cuts))[:: -1 if params["reverse"] else 1] or [(0, 0)]
-    parts, attention, values = [], [], []
+    parts, values = [], []
     for start, end in pieces:
         some, here = ([x[start:end] for x in all_of_them] for all_of_them in (given, before))
-        first_tap = step.length - tapped
-        tap = None if taps is None or start < first_tap else taps[start - first_tap : end - first_tap]
         once = jax.checkpoint(
             partial(body, turns[start] if turns else None),
             policy=jax.checkpoint_policies.dots_saveable,
             prevent_cse=False,
         )
-        carried, (outputs, maps, found) = jax.lax.scan(
-            once, carried, (some, tap, here), end - start, reverse=params["reverse"], unroll=params["unroll"]
+        carried, (outputs, found) = jax.lax.scan(
+            once, carried, (some, here), end - start, reverse=params["reverse"], unroll=params["unroll"]
         )
         parts.append(outputs)
         values.append(found)
-        if maps is not None:
-            attention.append(maps.reshape(-1, *maps.shape[2:]))
     order = slice(None, None, -1 if params["reverse"] else 1)
     outputs, found = (
         of[0] if len(of) == 1 else [jnp.concatenate(pair) for pair in zip(*of[order], strict=True)]
         for of in (parts, values)
     )
     points.seen.update(zip(inside, found, strict=True))
-    return typed(step.outputs, [*carried, *outputs]), attention
+    return typed(step.outputs, [*carried, *outputs])
 
 
 def _changes(step: Loop, rules: Rules, turns: Sequence[Turn]) -> list[int]:
     """The times of a loop that have other rules than the time before."""
     if rules.places is None:
         return []
-    found = [turn.all_rules(rules, step.body) for turn in turns]
+    found = [turn.all_rules(rules, step.body.steps) for turn in turns]
     return [i for i in range(1, len(found)) if found[i] != found[i - 1]]
 
 
 def to_map(site: Site, value: Array) -> Array:
-    """Attention as ``[h, N, N]``; where there are queries of some tokens alone, the rows of others are 0."""
-    queries = () if site.query is None else (site.query,)
-    order = [*site.heads, *queries, site.key]
+    """Attention as ``[h, n, N]``; where there are queries of some tokens alone, the rows before them are 0."""
     keys = value.shape[site.key]
-    value = value.transpose(order).reshape(math.prod(value.shape[i] for i in site.heads), -1, keys)
+    value = value.transpose(_order(site)).reshape(math.prod(value.shape[i] for i in site.heads), -1, keys)
     start = _first_row(site, value.shape[1])
-    return jnp.pad(value, ((0, 0), (start, keys - start - value.shape[1]), (0, 0)))
+    return jnp.pad(value, ((0, 0), (start, 0), (0, 0))) if start else value
 
 
 def _first_row(site: Site, rows: int) -> int:
@@ -240,12 +232,13 @@ def _first_row(site: Site, rows: int) -> int:
     return site.rows[0] if site.rows is not None and rows < site.inputs[0].shape[site.key] else 0
 
 
-def from_map(site: Site, tap: Array) -> Array:
-    """The inverse of :func:`to_map`, without the padding."""
-    shape = site.inputs[0].shape
-    queries = () if site.query is None else (site.query,)
-    order = [*site.heads, *queries, site.key]
+def from_map(site: Site, maps: Array) -> Array:
+    """The inverse of :func:`to_map`."""
+    shape, order = site.inputs[0].shape, _order(site)
     rows = 1 if site.query is None else shape[site.query]
-    inverse = sorted(range(len(order)), key=order.__getitem__)
-    start = _first_row(site, rows)
-    return tap[:, start : start + rows].reshape([shape[i] for i in order]).transpose(inverse)
+    maps = maps[:, _first_row(site, rows) :]
+    return maps.reshape([shape[i] for i in order]).transpose(sorted(range(len(order)), key=order.__getitem__))
+
+
+def _order(site: Site) -> list[int]:
+    return [*site.heads, *(() if site.query is None else (site.query,)), site.key]

@@ -46,10 +46,10 @@ def value_at(program: Recognised, values: Sequence[Any], variable: Variable) -> 
     for i, step in enumerate(program.steps):
         if variable in step.outputs:
             part = Recognised(program.inputs, [variable], program.steps[: i + 1])
-            return run(part, MIXTURE, values, None)[0][0]
+            return run(part, MIXTURE, values)[0]
         if isinstance(step, Loop) and step.body.has(variable):
             part = Recognised(program.inputs, list(step.inputs), program.steps[:i])
-            given = run(part, MIXTURE, values, None)[0]
+            given = run(part, MIXTURE, values)
             fixed = step.consts + step.carry
             return value_at(step.body, [*given[:fixed], *(x[0] for x in given[fixed:])], variable)
     return values[program.inputs.index(variable)]
@@ -177,7 +177,6 @@ class Stage:
         axes: of the variable, those of the grid.
         order: the places of the grid's cells, row by row, along these axes in one.
         centres: where its rows and columns are, see :func:`lrp_jax.heatmaps`; None: they fill the image.
-        times: how often loops compute it, the outer one first.
     """
 
     variable: Variable
@@ -185,24 +184,16 @@ class Stage:
     axes: tuple[int, ...]
     order: np.ndarray
     centres: Centres | None
-    times: tuple[int, ...] = ()
 
     def zeros(self) -> Array:
         """What is added there, to read relevance."""
-        return jnp.zeros((*self.times, *self.variable.shape), self.variable.dtype)
+        return jnp.zeros(self.variable.shape, self.variable.dtype)
 
     def maps(self, relevance: Array) -> Array:
-        """Relevance of the variable, summed over all but the grid, of each time, ``[times, *grid]``."""
-        return jax.vmap(self._map)(relevance.reshape(-1, *self.variable.shape))
-
-    def totals(self, relevance: Array) -> Array:
-        """The sum of relevance of the variable, of each time, ``[times]``."""
-        return relevance.reshape(-1, self.variable.size).sum(axis=1)
-
-    def _map(self, relevance: Array) -> Array:
+        """Relevance of the variable, summed over all but the grid."""
         rest = [i for i in range(relevance.ndim) if i not in self.axes]
-        cells = relevance.transpose([*self.axes, *rest]).reshape(-1, *(relevance.shape[i] for i in rest))
-        return cells.reshape(len(cells), -1).sum(axis=1)[self.order].reshape(self.grid)
+        cells = relevance.transpose([*self.axes, *rest])
+        return cells.reshape(-1, math.prod(relevance.shape[i] for i in rest)).sum(axis=1)[self.order].reshape(self.grid)
 
 
 def stages(program: Recognised, example: int, axes: int) -> list[Stage]:
@@ -269,8 +260,8 @@ def stage(program: Recognised, example: int, variable: Variable, axes: int) -> S
     return found and Stage(variable, *found)
 
 
-def block_inputs(program: Recognised, example: int, axes: int) -> list[Stage]:
-    """The tokens that enter each block of attention: the last before it that all paths pass through.
+def entering(program: Recognised, example: int, axes: int) -> Stage | None:
+    """The tokens that enter the first block of attention: the last before it that all paths pass through.
 
     Args:
         program: the program.
@@ -278,31 +269,12 @@ def block_inputs(program: Recognised, example: int, axes: int) -> list[Stage]:
         axes: 2 for an image, 1 for a sequence.
 
     Returns:
-        The inputs, in order; of blocks in a loop, one for all its times. Empty, if there is no such variable.
+        The tokens; None, if there is no such variable, or they have no grid.
     """
-    entering = list(dict.fromkeys(_entering(program, program.inputs[example], ())))
-    found = [entered for entered in entering if entered is not None]
-    if not found or len(found) < len(entering):
-        return []
-    first = stage(program, example, found[0][0], axes)
-    if first is None or {v.shape for v, _ in found} != {first.variable.shape}:
-        return []
-    return [dataclasses.replace(first, variable=variable, times=times) for variable, times in found]
-
-
-def _entering(
-    program: Recognised, example: Variable | None, times: tuple[int, ...]
-) -> list[tuple[Variable, tuple[int, ...]] | None]:
-    starts = block_starts(program, example)
-    entered = [variable for variable, _ in starts or ()]
-    streams = [v for v, step in starts or () if isinstance(step, Loop) and entered.count(v) > 1]
-    if starts is None or streams:  # side by side, each loop has its own tokens
-        return [None]
-    found: list[tuple[Variable, tuple[int, ...]] | None] = []
-    for variable, step in starts:
-        inside = _entering(step.body, None, (*times, step.length)) if isinstance(step, Loop) else [(variable, times)]
-        found += inside
-    return found
+    starts = block_starts(program, program.inputs[example])
+    while starts and isinstance(starts[0][1], Loop):
+        starts = block_starts(starts[0][1].body, None)
+    return stage(program, example, starts[0][0], axes) if starts else None
 
 
 def _grid(places: np.ndarray, tolerance: float) -> tuple[tuple[int, ...], np.ndarray] | None:

@@ -14,13 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lrp_jax.model import Checked, without_addresses
+from lrp_jax.model import without_addresses
 from lrp_jax.program import Variable
 from lrp_jax.rules import GRADIENT, Rules
 from lrp_jax.rules.taps import everywhere
 from lrp_jax.tracing import given, layout, report
-from lrp_jax.tracing.interpret import Points, run
+from lrp_jax.tracing.interpret import Turn, read, run, run_steps
 from lrp_jax.tracing.reading import Reading, wanted
+from lrp_jax.tracing.segments import Segments, between, segments
 from lrp_jax.tracing.steps import Recognised, Site
 
 Params = Any
@@ -29,10 +30,11 @@ Example = Any
 
 
 class Given(NamedTuple):
-    """The parameters of a model together with the inputs that are not explained, of one example."""
+    """The parameters of a model together with the inputs of one example: those that are not explained, and the one."""
 
     params: Params
     others: Sequence[Any]
+    image: Any = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,7 +53,7 @@ class OfEach:
         """The weights of the tokens, ``[N]``.
 
         Args:
-            params: as ``forward`` takes them.
+            params: as ``embed`` takes them.
             image: likewise.
 
         Raises:
@@ -70,8 +72,21 @@ class OfEach:
         return np.full(self.model.tokens, np.nan, dtype)
 
 
+@dataclasses.dataclass(frozen=True)
+class _OfBlock:
+    """The rules at a place in a block, equal where those of all its steps are; and the block."""
+
+    of_steps: tuple[Rules, ...]
+    block: int = dataclasses.field(compare=False)
+    places: Any = dataclasses.field(compare=False)
+
+    def __call__(self, **place: Any) -> Rules:
+        found: Rules = self.places(**place)
+        return found
+
+
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Traced(Checked):
+class Traced:
     """A model that was traced; a :class:`lrp_jax.Model`, with what was recognised: print it.
 
     It has no parameters of its own, and explains any of the structure, shapes and dtypes that it was traced with.
@@ -82,7 +97,7 @@ class Traced(Checked):
         without_attention: why there are no attention maps; empty if there are.
         without_chain: why its attention is no chain of blocks; empty if it is, or if there is none.
         program: what it runs.
-        embed: what makes activations of token inputs; None for an image.
+        embedding: what makes activations of token inputs; None for an image.
         params_structure: of the parameters.
         example_structure: of the example.
         explained: which leaf of the example is explained.
@@ -100,7 +115,7 @@ class Traced(Checked):
     without_attention: str
     without_chain: str
     program: Recognised
-    embed: Recognised | None
+    embedding: Recognised | None
     params_structure: Any
     example_structure: Any
     explained: int
@@ -114,7 +129,7 @@ class Traced(Checked):
     @property
     def is_image(self) -> bool:
         """Whether an image ``[H, W, channels]`` is explained, and there is no other input."""
-        if self.embed is not None or not jax.tree_util.treedef_is_leaf(self.example_structure):
+        if self.embedding is not None or not jax.tree_util.treedef_is_leaf(self.example_structure):
             return False
         return len(self.program.inputs[-1].shape) == 4
 
@@ -143,16 +158,16 @@ class Traced(Checked):
             example: the inputs of one example, without batch axis.
 
         Returns:
-            What ``forward`` takes: parameters, with the inputs that are not explained; and the image, or the
+            What ``embed`` takes: parameters, with the inputs that are not explained; and the image, or the
             embeddings ``[N, D]`` of the tokens.
         """
         leaves, _ = jax.tree.flatten(example)
-        if self.embed is None:
+        if self.embedding is None:
             image = self._in_precision(self._channels_last(leaves[self.explained]))
             others = [leaf for i, leaf in enumerate(leaves) if i != self.explained]
             return (params if self.is_image else Given(params, others)), image
-        values = self._values(self.embed.inputs, [*self._leaves(params), *(leaf[None] for leaf in leaves)])
-        (found,), _ = run(self.embed, GRADIENT, values, None)
+        values = self._values(self.embedding.inputs, [*self._leaves(params), *(leaf[None] for leaf in leaves)])
+        (found,) = run(self.embedding, GRADIENT, values)
         return Given(params, leaves), self._in_precision(found.reshape(found.shape[-2:]))
 
     def _in_precision(self, explained: Any) -> Any:
@@ -175,22 +190,63 @@ class Traced(Checked):
         """The model of images channels last, as :func:`lrp_jax.preprocess` makes them."""
         return self if self.channels != "first" else dataclasses.replace(self, channels="last")
 
-    def forward(self, params: Params, image: Array, taps: Array | None, rules: Rules) -> tuple[Array, Array]:
-        """Classify one example with the operations of ``rules``: see :class:`lrp_jax.Model` and :meth:`prepare`."""
-        return self._forward(params, image, taps, rules, None)
+    is_checked = True
 
-    def _forward(
-        self, params: Params, image: Array, taps: Array | None, rules: Rules, points: Points | None
-    ) -> tuple[Array, Array]:
-        (logits,), parts = run(
-            self.program, self._rules(rules), self.inputs(params, image), self._unordered(taps), points
-        )
-        if self.without_attention:
-            return logits.reshape(-1), jnp.zeros((0, 0, 0, 0), logits.dtype)
-        attention = jnp.concatenate(parts)
-        if self.order is not None:
-            attention = attention[:, :, self.order[:, None], self.order]
-        return logits.reshape(-1), attention
+    @functools.cached_property
+    def blocks(self) -> Segments | None:
+        """The program cut at its blocks of attention; None, if they cannot be told."""
+        if not self.program.sites or (not self.without_attention and self.without_chain):
+            return None
+        stage = layout.entering(self.program, self._place, len(self.grid))
+        if stage is None or (not self.without_attention and stage.grid != self.grid):  # pixels are no tokens
+            return None
+        return segments(self.program, self._place, stage, self.leaving)
+
+    @property
+    def without_tokens(self) -> str:
+        """Why the tokens that enter its blocks cannot be told; empty if they can."""
+        return "" if self.blocks else self.without_attention or "where they enter its blocks cannot be told"
+
+    @property
+    def depth(self) -> tuple[int, ...]:
+        """How many blocks each loop runs."""
+        return self.blocks.depth if self.blocks else ()
+
+    def embed(self, params: Params, image: Array, rules: Rules) -> Array:
+        """The tokens ``[N, D]`` that enter the first block; without blocks, the logits."""
+        values, rules = self.inputs(params, image), self._rules(rules)
+        if self.blocks is None:
+            return run(self.program, rules, values)[0].reshape(-1)
+        return self.blocks.before(values, rules)
+
+    def block(self, params: Params, i: Any, tokens: Array, rules: Rules) -> Array:
+        """The tokens ``[N, D]`` that leave a block; without an end that is told, the logits."""
+        assert self.blocks is not None
+        first = rules.places.block if isinstance(rules.places, _OfBlock) else i
+        if not isinstance(first, int):
+            first = sum(self.depth[: next(n for n, times in enumerate(self.depth) if times > 1)])
+        return self.blocks.block(self.inputs(params, None), i, first, tokens, self._rules(rules))
+
+    def read(self, params: Params, tokens: Array, rules: Rules) -> Array:
+        """The logits ``[C]`` of the tokens that leave the last block."""
+        if self.blocks is None:
+            return tokens
+        return self.blocks.after(self.inputs(params, None), tokens, self._rules(rules))
+
+    def rules_at(self, i: int, rules: Rules) -> Rules:
+        """The rules in a block, see :class:`lrp_jax.Model`."""
+        assert self.blocks is not None
+        found = rules.at(depth=i, blocks=sum(self.depth))
+        if found.places is None:
+            return found
+        of_steps = tuple(self.blocks.rules(i, self._rules(found)))
+        return dataclasses.replace(found, places=_OfBlock(of_steps, i, found.places))
+
+    def arrange(self, tokens: Array) -> Array:
+        """Those of tokens ``[..., N]`` at blocks that are patches, as a grid ``[..., rows, cols]``."""
+        stage = layout.entering(self.program, self._place, len(self.grid))
+        assert stage is not None
+        return tokens[..., stage.order].reshape(*tokens.shape[:-1], *stage.grid)
 
     @functools.cached_property
     def unrounded(self) -> Traced | None:
@@ -206,20 +262,30 @@ class Traced(Checked):
         return rules if self.rounds else everywhere(rules, lambda of, _: dataclasses.replace(of, rounds=False), ())
 
     @functools.cached_property
-    def stages(self) -> list[layout.Stage]:
-        """Where all relevance passes through tokens or a feature map, one for each resolution."""
+    def segments(self) -> list[tuple[Any, layout.Stage | None]]:
+        """Pieces of the program between tokens or feature maps, one for each resolution, and these.
+
+        Each is a function ``(params, image, value, rules) -> value``; the last gives the logits.
+        """
         if not self.is_image:
             return []
-        return layout.stages(self.program, len(self.program.inputs) - 1, 2)
+        stages = layout.stages(self.program, len(self.program.inputs) - 1, 2)
+        variables = [stage.variable for stage in stages]
+        ends = [*variables, self.program.outputs[0]]
+        pieces = [functools.partial(self._between, a, b) for a, b in zip([None, *variables], ends, strict=True)]
+        return list(zip(pieces, [*stages, None], strict=True))
 
-    @functools.cached_property
-    def blocks(self) -> list[layout.Stage]:
-        """What enters each block of attention; empty, if there is none, or it cannot be told."""
-        if not self.program.sites:
-            return []
-        found = layout.block_inputs(self.program, self._place, len(self.grid))
-        is_told = self.without_attention or all(stage.grid == self.grid for stage in found)
-        return found if is_told else []  # pixels are no tokens
+    def _between(
+        self, start: Variable | None, end: Variable, params: Params, image: Array, value: Array, rules: Rules
+    ) -> Array:
+        known = dict(zip(self.program.inputs, self.inputs(params, image), strict=True))
+        constants = [step for step in self.program.steps if step.operation is None]
+        if start is not None:
+            known[start] = value
+        steps = [*constants, *(s for s in between(self.program, start, end) if s.operation is not None)]
+        run_steps(steps, self._rules(rules), known, Turn(blocks=self.program.blocks))
+        found: Array = read(end, known)
+        return found
 
     @functools.cached_property
     def centres(self) -> layout.Centres | None:
@@ -229,12 +295,13 @@ class Traced(Checked):
         """
         if not self.without_attention or not self.is_image:
             return self.of_tokens
-        return self.blocks[0].centres if self.blocks else None
+        stage = layout.entering(self.program, self._place, len(self.grid)) if self.blocks else None
+        return stage and stage.centres
 
     @property
     def _place(self) -> int:
         """Which of the program's inputs is explained."""
-        if not self.is_image and self.embed is None:
+        if not self.is_image and self.embedding is None:
             return self.params_structure.num_leaves + self.explained
         return len(self.program.inputs) - 1  # an image, or embeddings
 
@@ -247,70 +314,10 @@ class Traced(Checked):
             return None
         return layout.stage(self.program, self._place, found[0].active[0], len(self.grid))
 
-    def forward_apart(self, params: Params, image: Array, entering: Sequence[Array], taps: Array) -> Array:
-        """The tokens that leave each block, see :class:`lrp_jax.model.WithTokens`."""
-        leaving = self._leaving()
-        before = Recognised(self.program.inputs, [leaving], self.program.steps)
-        inputs, taps = self.inputs(params, image), jnp.asarray(self._unordered(taps))
-        pooling = self.program.sites - self.program.blocks
-        taps = jnp.pad(taps, ((0, pooling), (0, 0), (0, 0), (0, 0)))
-        points = Points(
-            {place.variable: tokens for place, tokens in zip(self.blocks, entering, strict=True)}, apart=True
-        )
-        (left,), _ = run(before, self._rules(GRADIENT), inputs, taps, points)
-        found = [points.seen[place.variable].reshape(-1, *leaving.shape) for place in self.blocks]
-        return jax.vmap(self._tokens)(jnp.concatenate([*found, left[None]])[1:])
-
-    def read(self, params: Params, image: Array, tokens: Array) -> Array:
-        """The logits ``[C]`` of tokens that leave the last block."""
-        leaving = self._leaving()
-        order = self._token_order(len(leaving.shape))
-        left = tokens.reshape([leaving.shape[i] for i in order]).transpose(np.argsort(order))
-        place = next(i for i, step in enumerate(self.program.steps) if leaving in step.outputs)
-        constants = [step for step in self.program.steps[:place] if step.operation is None]
-        steps = [*constants, *self.program.steps[place + 1 :]]
-        rest = Recognised([*self.program.inputs, leaving], self.program.outputs, steps)
-        return run(rest, self._rules(GRADIENT), [*self.inputs(params, image), left], None)[0][0].reshape(-1)
-
-    def _leaving(self) -> Variable:
-        if self.without_attention or self.leaving is None or not self.blocks:
-            why = self.without_attention or "where they begin and end cannot be told"
-            raise ValueError(f"the model has no blocks that could be taken apart, {why}.")
-        if self.leaving.shape != self.blocks[0].variable.shape:
-            raise ValueError(
-                f"the last block must compute all tokens, {self.blocks[0].variable}; it computes {self.leaving}, those "
-                "that the head reads."
-            )
-        return self.leaving
-
-    def _token_order(self, ndim: int) -> list[int]:
-        """The axes of what enters the blocks: those of tokens, then the rest."""
-        axes = self.blocks[0].axes
-        return [*axes, *(i for i in range(ndim) if i not in axes)]
-
-    def _tokens(self, value: Array) -> Array:
-        """As ``[N, D]``."""
-        n = math.prod(value.shape[i] for i in self.blocks[0].axes)
-        return value.transpose(self._token_order(value.ndim)).reshape(n, -1)
-
-    def forward_through(
-        self,
-        params: Params,
-        image: Array,
-        taps: Array | None,
-        rules: Rules,
-        places: Sequence[layout.Stage],
-        added: Sequence[Array],
-    ) -> tuple[Array, Array, list[Array]]:
-        """As ``forward``, after something is added at some places, and what is there then."""
-        points = Points({place.variable: x for place, x in zip(places, added, strict=True)})
-        logits, attention = self._forward(params, image, taps, rules, points)
-        return logits, attention, [points.seen[place.variable] for place in places]
-
     @property
     def example(self) -> Any:
         """Shapes and dtypes of a batch of one."""
-        variables = (self.program if self.embed is None else self.embed).inputs[-self.example_structure.num_leaves :]
+        variables = (self.program if self.embedding is None else self.embedding).inputs[-self.example_structure.num_leaves :]
         shapes = [v.shape[1:] for v in variables]
         if self.channels == "first":
             *size, channels = shapes[self.explained]
@@ -362,34 +369,34 @@ class Traced(Checked):
     def _leaves(self, params: Params) -> list[Array]:
         return given.matched(params, self.params_structure, self.program.inputs[: self.params_structure.num_leaves])
 
-    def inputs(self, params: Params, image: Array) -> list[Any]:
-        """The values of the program's inputs; arguments as of ``forward``."""
-        others: Sequence[Any] = []
-        if not self.is_image:
-            if not isinstance(params, Given):
-                raise ValueError("forward of a model of several inputs takes what prepare gives.")
-            params, others = params
-        leaves = self._leaves(params)
-        if self.embed is not None:
-            values = [*leaves, *(leaf[None] for leaf in others), image.reshape(self.program.inputs[-1].shape)]
+    def bound(self, params: Params, image: Array) -> Given:
+        """The parameters with the image, of which blocks may read what has no derivative."""
+        given = params if isinstance(params, Given) else Given(params, [])
+        return given._replace(image=image)
+
+    def inputs(self, params: Params, image: Array | None) -> list[Any]:
+        """The values of the program's inputs; None: that of :meth:`bound`. Arguments as of ``embed``."""
+        if not isinstance(params, Given):
+            if not self.is_image:
+                raise ValueError("a model of several inputs takes the parameters that prepare gives.")
+            params = Given(params, [])
+        image = params.image if image is None else image
+        leaves, others = self._leaves(params.params), params.others
+        if self.embedding is not None:
+            shape = self.program.inputs[-1].shape
+            values = [*leaves, *(leaf[None] for leaf in others), None if image is None else image.reshape(shape)]
         else:
             example = [leaf[None] for leaf in others]
-            example.insert(self.explained, image[None])
+            example.insert(self.explained, None if image is None else image[None])
             values = [*leaves, *example]
         return self._values(self.program.inputs, values)
 
     def _values(self, variables: Sequence[Variable], values: Sequence[Any]) -> list[Any]:
-        values = [jnp.asarray(v) if not isinstance(v, Array) else v for v in values]
+        values = [v if v is None or isinstance(v, Array) else jnp.asarray(v) for v in values]
         for variable, value in zip(variables, values, strict=True):
-            if variable.shape != value.shape or variable.dtype != value.dtype:
+            if value is not None and (variable.shape != value.shape or variable.dtype != value.dtype):
                 raise ValueError(
                     f"the model was traced with an array {variable}, got "
                     f"{value.dtype}[{','.join(map(str, value.shape))}]: trace it again for other shapes and dtypes."
                 )
         return values
-
-    def _unordered(self, taps: Array | None) -> Array | None:
-        if taps is None or self.order is None:
-            return taps
-        inverse = np.argsort(self.order)
-        return taps[:, :, inverse[:, None], inverse]

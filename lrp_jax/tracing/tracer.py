@@ -81,7 +81,7 @@ def trace(
     return Traced(
         **_layout(recognised, place, len(leaves), grid, prefix, readout),
         program=recognised,
-        embed=embed,
+        embedding=embed,
         params_structure=structure,
         example_structure=example_structure,
         explained=explained,

@@ -11,7 +11,7 @@ from PIL import Image
 import lrp_jax
 from lrp_jax import evaluate
 from lrp_jax.datasets import DigitDataset, ImageNetFolder, MaskFolder
-from lrp_jax.model import classify
+from lrp_jax.walk import classify
 
 
 def test_an_interrupted_run_goes_on(small, tmp_path):

@@ -9,7 +9,7 @@ from helpers import lines
 import lrp_jax
 from lrp_jax import evaluate, metrics
 from lrp_jax.datasets import DigitDataset
-from lrp_jax.model import classify
+from lrp_jax.walk import classify
 
 
 @pytest.mark.parametrize("explained", ["predicted", "true"])
@@ -22,7 +22,7 @@ def test_perturbation_is_a_loop_over_images(small, tmp_path, explained):
     curves = {"positive": [], "negative": []}
     chances = {"positive": [], "negative": [], "insertion": []}
     for i, (image, labels) in enumerate(zip(scenes.images, scenes.labels, strict=True)):
-        top = np.argsort(-classify(model, params, image)[0])[:2]
+        top = np.argsort(-classify(model, params, image))[:2]
         wrong = [c for c in top if c not in labels]
         targets = [label if label in top else wrong.pop(0) for label in labels] if explained == "predicted" else labels
         assert lines(tmp_path)[i]["explained"] == list(targets)

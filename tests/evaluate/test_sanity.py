@@ -10,7 +10,7 @@ from helpers import drawn
 import lrp_jax
 from lrp_jax import evaluate, metrics
 from lrp_jax.datasets import DigitDataset
-from lrp_jax.model import classify
+from lrp_jax.walk import classify
 
 
 def test_sanity_draws_the_parameters_from_the_head_down(small, tmp_path):
@@ -24,7 +24,7 @@ def test_sanity_draws_the_parameters_from_the_head_down(small, tmp_path):
     last = jax.tree.map(lambda old, new: np.stack([old[0], new[1]]), params["blocks"], new["blocks"])
     stages = {"head": head, "block 1": head | {"blocks": last}, "block 0": head | {"blocks": new["blocks"]}}
     stages["embeddings"] = new
-    logits = np.array([classify(model, params, image)[0] for image in scenes.images])
+    logits = np.array([classify(model, params, image) for image in scenes.images])
     targets = np.argsort(-logits, axis=1)[:, :2]
     before = lrp_jax.explain(model, params, scenes.images, targets, method="saliency").relevance
     expected = metrics.spearman(before[:, 0], before[:, 1]).mean()

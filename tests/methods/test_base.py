@@ -9,7 +9,7 @@ from helpers import small_images, small_model
 
 import lrp_jax
 from lrp_jax.methods import METHODS, register
-from lrp_jax.model import classify
+from lrp_jax.walk import classify, forward
 
 #: Options that keep the methods of many forward passes short.
 SHORT = {"smoothgrad": {"samples": 3}, "integrated_gradients": {"steps": 3}, "rise": {"masks": 5, "cells": 3}}
@@ -33,7 +33,7 @@ def test_what_is_said_of_a_method_holds(name):
     assert method.reference
     single = jax.jit(lambda images, targets: lrp_jax.explain(model, params, images, targets, method=name, **options))
     for b in range(2):
-        logits, _ = classify(model, params, images[b])
+        logits = classify(model, params, images[b])
         chex.assert_trees_all_close(batch.logits[b], logits, rtol=1e-10)
         for k in range(2):
             one = single(images[b : b + 1], targets[b : b + 1, k])
@@ -46,7 +46,7 @@ def test_a_method_of_ones_own():
     @register(class_specific=False, resolution="patch", reference="this test")
     def centre(model, params, image, targets, *, peak: float = 1.0):
         """A map that looks at nothing."""
-        logits, _ = model.forward(params, image, None, lrp_jax.GRADIENT)
+        logits = forward(model, params, image, lrp_jax.GRADIENT)
         targets = jnp.argmax(logits)[None] if targets is None else targets
         return logits, targets, jnp.full((len(targets), *model.grid), peak, logits.dtype)
 

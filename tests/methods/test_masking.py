@@ -9,6 +9,7 @@ from helpers import logit, small_images, small_model
 from PIL import Image
 
 import lrp_jax
+from lrp_jax.walk import forward
 from lrp_jax.methods.masking import rise_mask
 
 
@@ -49,7 +50,7 @@ def test_rise_is_a_loop_over_masks(score):
     total = np.zeros((16, 16))
     for i in range(9):
         mask = rise_mask(jax.random.fold_in(jax.random.key(1), i), (16, 16), 3, 0.4).astype(jnp.float64)
-        logits, _ = model.forward(params, image * mask[..., None], None, lrp_jax.GRADIENT)
+        logits = forward(model, params, image * mask[..., None], lrp_jax.GRADIENT)
         total += np.asarray(squash(logits)[2] * mask)
     options = {"masks": 9, "cells": 3, "keep": 0.4, "seed": 1, "chunk": 4, "score": score}
     maps = lrp_jax.explain(model, params, image[None], [2], method="rise", **options).relevance

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import lrp_jax
+from lrp_jax.walk import forward
 from lrp_jax.rules import ATTNLRP, base, with_gamma
 
 pytestmark = pytest.mark.usefixtures("as_users")
@@ -257,7 +258,7 @@ def recorded(apply, params):
         base.GRADIENT, dense=dense, patch_embed=dense, **{name: kept(name) for name in ("matmul", "add", "mean")}
     )
     model = lrp_jax.trace(apply, params, X)
-    found = {"logits": model.forward(params, jnp.asarray(X[0]), None, rules)[0]}
+    found = {"logits": forward(model, params, jnp.asarray(X[0]), rules)}
     found |= {f"{k} inputs": np.array(sorted(map(tuple, np.round(c, 9)))) for k, c in columns.items()}
     return found | others
 
@@ -410,7 +411,7 @@ def relevance_of(model):
     """Logits, then relevance by three sets."""
     found = []
     for rules in (lrp_jax.RULES["stable"], lrp_jax.RULES["libragrad"], with_gamma(ATTNLRP, 0.1, "all")):
-        logits, pull = jax.vjp(lambda x, r=rules: model.forward(GIVEN, x, None, r)[0], jnp.asarray(PIXELS[0]))
+        logits, pull = jax.vjp(lambda x, r=rules: forward(model, GIVEN, x, r), jnp.asarray(PIXELS[0]))
         found += [logits, *pull(jnp.ones_like(logits))]
     return found
 

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import lrp_jax
+from lrp_jax.walk import forward
 
 pytestmark = pytest.mark.usefixtures("as_users")
 
@@ -105,7 +106,7 @@ def build(names, dtype):
 
 def pulled(model, params, image):
     """The logits, and the function from their cotangent to the image's."""
-    return jax.vjp(lambda image: model.forward(params, image, None, lrp_jax.GRADIENT)[0], image)
+    return jax.vjp(lambda image: forward(model, params, image, lrp_jax.GRADIENT), image)
 
 
 @settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

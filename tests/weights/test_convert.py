@@ -10,6 +10,7 @@ from helpers import GIVEN, PARITY, case, relative_error
 from PIL import Image
 
 import lrp_jax
+from lrp_jax.walk import forward
 from lrp_jax.weights.convert import convert_with_summary
 
 
@@ -104,7 +105,7 @@ def test_logits_are_those_of_the_original(name):
     assert explanation.relevance.max() > 0
 
     model, params = lrp_jax.convert(weights, **fields)
-    ours = jax.jit(lambda p, x: model.forward(p, x, None, lrp_jax.GRADIENT)[0])(params, jnp.asarray(image))
+    ours = jax.jit(lambda p, x: forward(model, p, x, lrp_jax.GRADIENT))(params, jnp.asarray(image))
     assert ours.dtype == jnp.float32
     assert relative_error(ours, logits) <= 1e-4
 
