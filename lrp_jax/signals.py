@@ -174,6 +174,7 @@ def look(
         Logits ``[C]``, and what was found, as of :func:`walk` without the axis K.
     """
     links = links_of(model, params, image, [], attention=attention, start=start, whole=whole)
+    links = links._replace(alone=True)
 
     def of_links(rules: Rules, given: tuple[Array, ...]) -> tuple[Any, Any]:
         logits, leaving = run(model, params, image, rules, links._replace(attention=given))

@@ -56,6 +56,7 @@ class Links(NamedTuple):
         tokens: zeros, of each block.
         pooling: whether ``read`` pools by attention that is read.
         whole: whether the last block computes all tokens, though the head may read some.
+        alone: whether nothing but what folds find is asked for.
         apart: what is said of the tokens that leave a block, ``[C]``, if blocks are apart: no cotangents go from one to
             another, and what is carried is the sum of what is said of each.
     """
@@ -67,12 +68,36 @@ class Links(NamedTuple):
     tokens: tuple[Array, ...] = ()
     pooling: bool = False
     whole: bool = False
+    alone: bool = False
     apart: Callable[[Array], Array] | None = None
 
     @property
     def is_carried(self) -> bool:
-        """Whether there is a state."""
+        """Whether the fold of attention is carried."""
         return self.of_attention is not None and self.of_attention.carried
+
+    def state(self, tokens: Array) -> tuple[Array, ...]:
+        """What is carried into the first block, which computes some tokens."""
+        if self.is_carried:
+            return self.attention
+        said = jax.ShapeDtypeStruct((), tokens.dtype) if self.apart is None else jax.eval_shape(self.apart, tokens)
+        return (jnp.zeros(said.shape, said.dtype),) if self.alone or self.apart is not None else ()
+
+    def reader(self, state: tuple[Array, ...], kept: Sequence[Array], *, is_pooling: bool = False) -> Reader:
+        """What reads the attention of a block, of what is carried into the block, and the links that are its own."""
+        fold = self.of_attention
+        assert fold is not None
+        if not fold.carried:
+            return Reader(fold.read, tuple(kept), ((),) * self.alone, fold.given)
+        shapes = ((1,),) * len(state) if is_pooling else tuple(x.shape for x in state)
+        return Reader(fold.read, state, shapes, fold.given)
+
+    def after(self, state: tuple[Array, ...], reader: Reader, *, is_pooling: bool = False) -> tuple[Array, ...]:
+        """What is carried from a block whose attention was read."""
+        if not (self.is_carried or self.alone):
+            return state
+        begin = [] if is_pooling and self.is_carried else [state]
+        return tuple(map(sum, zip(*begin, *reader.left, strict=True)))  # type: ignore[arg-type]
 
 
 def links_of(
@@ -144,21 +169,15 @@ def run(
         Logits ``[C]``, and the links of what is carried, as they leave.
     """
     params = ask(model, "bound")(params, image)
-    tokens, carried = model.embed(params, image, rules), links.attention if links.is_carried else ()
-    if links.apart is not None:
-        said = jax.eval_shape(links.apart, tokens)
-        carried = (jnp.zeros(said.shape, said.dtype),)
+    tokens = model.embed(params, image, rules)
+    state = links.state(tokens)
     for first, last in _pieces(model, rules, links):
-        tokens, carried = _blocks(model, params, rules, links, first, last, tokens, carried)
+        tokens, state = _blocks(model, params, rules, links, first, last, tokens, state)
     if not links.pooling:
-        return model.read(params, tokens, rules), carried
-    assert links.of_attention is not None
-    fold = links.of_attention
-    reader = Reader(fold.read, tuple(x[-1] for x in links.attention), given=fold.given)
-    if fold.carried:
-        reader = Reader(fold.read, carried, ((1,),) * len(carried), passes=False, given=fold.given)
+        return model.read(params, tokens, rules), state
+    reader = links.reader(state, [x[-1] for x in links.attention], is_pooling=True)
     logits = model.read(params, tokens, dataclasses.replace(rules, see=reader))
-    return logits, reader.links if links.is_carried else ()
+    return logits, links.after(state, reader, is_pooling=True)
 
 
 def _blocks(
@@ -169,28 +188,26 @@ def _blocks(
     first: int,
     last: int,
     tokens: Array,
-    carried: tuple[Array, ...],
+    state: tuple[Array, ...],
 ) -> tuple[Array, tuple[Array, ...]]:
     """Some blocks, in a loop: the tokens and what is carried after the last of them."""
     blocks = sum(depth(model))
     here = ask(model, "rules_at")(first, rules)
     fold = links.of_attention if first >= links.start else None
 
-    def step(state: Any, each: Any) -> tuple[Any, None]:
-        (x, carried), (i, of_tokens, of_attention) = state, each
+    def step(carried: Any, each: Any) -> tuple[Any, None]:
+        (x, state), (i, of_tokens, of_attention) = carried, each
         if links.of_tokens is not None:
             x = Reader(links.of_tokens.read, tuple(of_tokens), given=links.of_tokens.given)(x)
         if links.apart is not None:
             x = jax.lax.stop_gradient(x)
         if fold is None:
-            return (model.block(params, i, x, here), carried), None
-        reader = Reader(fold.read, tuple(of_attention), given=fold.given)
-        if fold.carried:
-            reader = Reader(fold.read, carried, tuple(c.shape for c in carried), given=fold.given)
+            return (model.block(params, i, x, here), state), None
+        reader = links.reader(state, of_attention)
         x = model.block(params, i, x, dataclasses.replace(here, see=reader))
         if links.apart is not None:
-            return (x, (carried[0] + links.apart(x),)), None
-        return (x, reader.links if fold.carried else carried), None
+            return (x, (state[0] + links.apart(x),)), None
+        return (x, links.after(state, reader)), None
 
     of_each = () if fold is None or fold.carried else links.attention
     each = [x[first:last] for x in links.tokens], [x[first - links.start : last - links.start] for x in of_each]
@@ -198,10 +215,10 @@ def _blocks(
     policy = jax.checkpoint_policies.save_only_these_names(PRODUCT) if is_small else None
     again = partial(jax.checkpoint, policy=policy, prevent_cse=False)
     if last - first > 1:
-        return jax.lax.scan(again(step), (tokens, carried), (jnp.arange(first, last), *each))[0]
+        return jax.lax.scan(again(step), (tokens, state), (jnp.arange(first, last), *each))[0]
     i: Any = jnp.asarray(first) if links.whole else first
-    return again(lambda state, each: step(state, (i, *each))[0])(
-        (tokens, carried), jax.tree.map(lambda x: x[0], each)
+    return again(lambda carried, each: step(carried, (i, *each))[0])(
+        (tokens, state), jax.tree.map(lambda x: x[0], each)
     )
 
 

@@ -1,5 +1,6 @@
 """What several test files share."""
 
+import dataclasses
 import functools
 import json
 import re
@@ -48,6 +49,26 @@ def small_model(dtype=jnp.float64, **fields):
 
 def small_images(n, dtype=jnp.float64, shape=(16, 16, 3)):
     return jax.random.normal(jax.random.key(2), (n, *shape), dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Wrapped:
+    """A model that another one is made of."""
+
+    model: object
+
+    grid = property(lambda self: self.model.grid)
+    readout = property(lambda self: self.model.readout)
+    depth = property(lambda self: self.model.depth)
+
+    def embed(self, params, image, rules):
+        return self.model.embed(params, image, rules)
+
+    def block(self, params, i, tokens, rules):
+        return self.model.block(params, i, tokens, rules)
+
+    def read(self, params, tokens, rules):
+        return self.model.read(params, tokens, rules)
 
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-11}

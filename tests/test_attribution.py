@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import CASES, relative_error, small_images, small_model
+from helpers import CASES, Wrapped, relative_error, small_images, small_model
 from hypothesis import strategies as st
 
 import lrp_jax
-from lrp_jax.walk import classify
+from lrp_jax.walk import classify, forward
 from lrp_jax.rules import register
 
 
@@ -46,12 +46,36 @@ def test_gradient_equals_finite_differences():
     model, params = small_model()
     image = small_images(1)[0]
     signals = lrp_jax.attention_signals(model, params, image[None], jnp.array([2]))
-    taps = np.zeros(signals.attention.shape[1:])
-    for place in [(0, 0, 0, 3), (1, 1, 5, 2), (2, 0, 0, 7)]:
-        taps[place] = 1e-5
-        above, below = (model.forward(params, image, jnp.asarray(s * taps), lrp_jax.GRADIENT)[0] for s in (1, -1))
-        np.testing.assert_allclose(signals.gradient[0, 0][place], (above - below)[2] / 2e-5, rtol=1e-5, atol=1e-9)
-        taps[place] = 0
+    for layer, *place in [(0, 0, 0, 3), (1, 1, 5, 2), (2, 0, 0, 7)]:
+        above, below = (float(forward(Moved(model, layer, tuple(place), s * 1e-5), params, image)[2]) for s in (1, -1))
+        expected = (above - below) / 2e-5
+        np.testing.assert_allclose(signals.gradient[0, 0][layer][tuple(place)], expected, rtol=1e-5, atol=1e-9)
+
+
+@dataclasses.dataclass(frozen=True)
+class Moved(Wrapped):
+    """A model of which one value of an attention is moved."""
+
+    layer: int
+    place: tuple[int, ...]
+    by: float
+
+    depth = property(lambda self: (1,) * self.model.config.depth)
+
+    def block(self, params, i, tokens, rules):
+        see = lambda maps: maps.at[self.place].add(self.by)  # noqa: E731
+        return self.model.block(params, i, tokens, dataclasses.replace(rules, see=Seeing(see)) if i == self.layer else rules)
+
+
+@dataclasses.dataclass(frozen=True)
+class Seeing:
+    change: object
+
+    def look(self, maps, rows):
+        return self.change(maps), None
+
+    def seen(self, found):
+        pass
 
 
 def test_batch_equals_single():
@@ -198,21 +222,12 @@ def test_predicted_class_is_the_default():
 
 def test_one_trace_for_repeated_calls():
     @dataclasses.dataclass(frozen=True)
-    class Counting:
-        model: lrp_jax.ViT
+    class Counting(Wrapped):
         traces: list = dataclasses.field(default_factory=list, compare=False)
 
-        @property
-        def grid(self):
-            return self.model.grid
-
-        @property
-        def readout(self):
-            return self.model.readout
-
-        def forward(self, *arguments):
+        def embed(self, *arguments):
             self.traces.append(1)
-            return self.model.forward(*arguments)
+            return super().embed(*arguments)
 
     model, params = small_model()
     counting = Counting(model)

@@ -33,16 +33,16 @@ class Reader:
     Attributes:
         read: what it finds.
         links: zeros, by which the caller differentiates.
-        leaving: the shapes of its state; None: nothing is carried.
-        passes: whether the links of what is carried go on beside what is found.
+        leaving: the shapes of its state.
         given: arrays that ``read`` needs.
+        left: zeros whose cotangents are the state, of each value that was read.
     """
 
     read: Read
     links: tuple[Array, ...]
-    leaving: tuple[tuple[int, ...], ...] | None = None
-    passes: bool = True
+    leaving: tuple[tuple[int, ...], ...] = ()
     given: tuple[Array, ...] = ()
+    left: list[Sequence[Array]] = dataclasses.field(default_factory=list)
 
     def __call__(self, value: Array) -> Array:
         """The value, unchanged."""
@@ -55,15 +55,13 @@ class Reader:
         others = (*self.given, *(() if rows is None else (rows,)))
         read = _Read(self.read, len(self.given))
         value, *found = looked.bind(
-            value, *self.links, *others, read=read, links=len(self.links), leaving=self.leaving or ()
+            value, *self.links, *others, read=read, links=len(self.links), leaving=self.leaving
         )
         return value, found
 
     def seen(self, found: Sequence[Array]) -> None:
         """See :class:`lrp_jax.rules.attention.See`."""
-        if self.leaving is not None:
-            passed = self.links if self.passes else [0] * len(found)
-            self.links = tuple(x + more for x, more in zip(passed, found, strict=True))
+        self.left.append(found)
 
 
 class _Read(NamedTuple):
