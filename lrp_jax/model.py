@@ -281,7 +281,7 @@ def check_attention(model: Model, params: Params, image: Array) -> Maps:
     def of_run(x: Array, first: int, times: int) -> Array:
         maps = _Shapes()
         i = jnp.asarray(first) if times > 1 else first
-        y = model.block(given, i, x, dataclasses.replace(GRADIENT, see=maps))
+        y = model.block(given, i, x, dataclasses.replace(ask(model, "rules_at")(first, GRADIENT), see=maps))
         if len(maps.found) > 1:
             raise ValueError(f"block {first} computes {len(maps.found)} attentions: a block has one.")
         found.extend([m for m in maps.found for _ in range(times)])

@@ -10,9 +10,8 @@ import numpy as np
 from helpers import small_model
 
 import lrp_jax
-from lrp_jax.model import zero_taps
 from lrp_jax.rules import GRADIENT
-from lrp_jax.rules.paired import vjp
+from lrp_jax.signals import signals_at_attention, walk
 
 FIELDS = {"image_size": (8, 12), "patch_size": 4, "width": 8, "depth": 3, "num_heads": 2, "mlp_dim": 16}
 
@@ -208,13 +207,9 @@ def sent(model, params, rules="stable"):
     """Logits and attention; then gradient and relevance of every class, at the pixels and at every attention."""
 
     def of_one(image):
-        taps = zero_taps(model, params, image, 0)
-
-        def run(rules, image, taps):
-            return model.forward(params, image, taps, rules)
-
-        logits, pull, attention = vjp(run, (GRADIENT, lrp_jax.RULES[rules]), image, taps)
-        return logits, attention, *jax.vmap(pull)(jnp.eye(len(logits)))
+        signals = signals_at_attention(model, params, image, jnp.eye(3), rules)
+        found = walk(model, params, image, jnp.eye(3), GRADIENT, rules)
+        return signals.logits, signals.attention, found.image, signals.gradient, signals.relevance
 
     return jax.jit(jax.vmap(of_one))(images())
 

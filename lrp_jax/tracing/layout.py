@@ -7,6 +7,7 @@ depends on. Coordinates that go in come out as the centre of the pixels that rea
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -74,15 +74,14 @@ class OfEach:
 
 @dataclasses.dataclass(frozen=True)
 class _OfBlock:
-    """The rules at a place in a block, equal where those of all its steps are; and the block."""
+    """The rules at a place in a block, equal where those of all its steps are; and which block it is."""
 
     of_steps: tuple[Rules, ...]
     block: int = dataclasses.field(compare=False)
-    places: Any = dataclasses.field(compare=False)
+    rules: Rules = dataclasses.field(compare=False)
 
     def __call__(self, **place: Any) -> Rules:
-        found: Rules = self.places(**place)
-        return found
+        return self.rules.at(**place)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -223,8 +222,6 @@ class Traced:
         """The tokens ``[N, D]`` that leave a block; without an end that is told, the logits."""
         assert self.blocks is not None
         first = rules.places.block if isinstance(rules.places, _OfBlock) else i
-        if not isinstance(first, int):
-            first = sum(self.depth[: next(n for n, times in enumerate(self.depth) if times > 1)])
         return self.blocks.block(self.inputs(params, None), i, first, tokens, self._rules(rules))
 
     def read(self, params: Params, tokens: Array, rules: Rules) -> Array:
@@ -237,10 +234,8 @@ class Traced:
         """The rules in a block, see :class:`lrp_jax.Model`."""
         assert self.blocks is not None
         found = rules.at(depth=i, blocks=sum(self.depth))
-        if found.places is None:
-            return found
-        of_steps = tuple(self.blocks.rules(i, self._rules(found)))
-        return dataclasses.replace(found, places=_OfBlock(of_steps, i, found.places))
+        of_steps = () if found.places is None else tuple(self.blocks.rules(i, self._rules(found)))
+        return dataclasses.replace(found, places=_OfBlock(of_steps, i, found))
 
     def arrange(self, tokens: Array) -> Array:
         """Those of tokens ``[..., N]`` at blocks that are patches, as a grid ``[..., rows, cols]``."""

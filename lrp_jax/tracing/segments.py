@@ -116,11 +116,11 @@ class Segments:
     def rules(self, i: int, rules: Rules) -> list[Rules]:
         """The rules of all steps of a block."""
         found = []
-        for steps, turn in self._steps(i):
+        for steps, turn in self.steps(i):
             found += turn.all_rules(rules, steps, i)
         return found
 
-    def _steps(self, i: int) -> list[tuple[Sequence[Step], Turn]]:
+    def steps(self, i: int) -> list[tuple[Sequence[Step], Turn]]:
         """The steps of a block, and in which turn of their loop they are."""
         start, end, blocks = self.cuts[i], self.cuts[i + 1], len(self.cuts) - 1
         if start.loop is end.loop is None:
@@ -145,7 +145,7 @@ class Segments:
         """What does not depend on the example, and the inputs."""
         known = {v: x for v, x in zip(self.program.inputs, values, strict=True) if x is not None}
         for step in self.program.steps:
-            if step.operation is None and all(v.constant is not None or v in known for v in step.inputs):
+            if step.operation is None:
                 _constant(step, known)
             elif isinstance(step, Loop):
                 known |= _constants_of(step, known)
@@ -213,8 +213,52 @@ def _number(loop: Loop, turn: int) -> int:
 
 
 def _constant(step: Step, known: dict[Variable, Any]) -> None:
-    inputs = [read(v, known) for v in step.inputs]
-    known |= zip(step.outputs, step.equations[0].call(*inputs), strict=True)
+    """Compute what does not depend on the example, if all is known that it reads: it may be a choice by activations."""
+    if all(v.constant is not None or v in known for v in step.inputs):
+        known |= zip(step.outputs, step.equations[0].call(*(read(v, known) for v in step.inputs)), strict=True)
+
+
+def _are_apart(found: Segments) -> bool:
+    """Whether blocks read nothing of each other but what enters them, and what depends on no activations."""
+    program = found.program
+    fixed = _fixed(program.steps, {v for v in program.inputs if not v.active})
+    for loop in (step for step in program.steps if isinstance(step, Loop)):
+        given = zip(loop.body.inputs, loop.inputs, strict=True)
+        inside = {i for i, o in given if not i.active and (o in fixed or o.constant is not None)}
+        inner = _fixed(loop.body.steps, inside)
+        if loop.body.sites and not all(v in inner or v.constant is not None for *_, v in _carried(loop)):
+            return False
+        fixed |= inner
+    for i in range(len(found.cuts) - 1):
+        known = {found.cuts[i].variable}
+        for steps, _ in found.steps(i):
+            for step in steps:
+                if not all(v.constant is not None or v in known or v in fixed for v in step.inputs):
+                    return False
+                known.update(step.outputs)
+            known = _passed(found.cuts[i], found.cuts[i + 1])
+    return True
+
+
+def _passed(start: Cut, end: Cut) -> set[Variable]:
+    """What goes on from a turn of a loop: to what follows the loop, and into the next."""
+    found = set()
+    if start.loop is not None:
+        found.add(_active(start.loop.outputs[: start.loop.carry]))
+    if end.loop is not None:
+        found.add(_active(end.loop.body.inputs[end.loop.consts : end.loop.consts + end.loop.carry]))
+    return found
+
+
+def _fixed(steps: Sequence[Step], given: set[Variable]) -> set[Variable]:
+    """What depends on no activations, of what is given."""
+    found = set(given)
+    for step in steps:
+        if step.operation is None and all(v.constant is not None or v in found for v in step.inputs):
+            found.update(step.outputs)
+        elif isinstance(step, Loop):
+            found.update(v for v in step.outputs if not v.active)
+    return found
 
 
 def _carried(loop: Loop) -> list[tuple[Variable, Variable, Variable]]:
@@ -309,7 +353,8 @@ def segments(program: Recognised, example: int, stage: Stage | None, leaving: Va
     if len({cut.variable.shape for cut in cuts}) != 1 or cuts[0].variable.shape != stage.variable.shape:
         return None
     cuts.append(Cut(end, made.get(end, 0)))
-    return Segments(program, cuts, stage.axes, tuple(runs))
+    found = Segments(program, cuts, stage.axes, tuple(runs))
+    return found if _are_apart(found) else None
 
 
 def _is_chain(loop: Loop) -> bool:

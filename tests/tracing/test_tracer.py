@@ -178,7 +178,7 @@ def test_the_grid_of_a_hybrid():
 
     model = lrp_jax.trace(apply, params, IMAGES)
     assert model.grid == (4, 4)
-    assert [stage.grid for stage in model.stages] == [(4, 4)]
+    assert [stage.grid for _, stage in model.segments[:-1]] == [(4, 4)]
     assert lrp_jax.explain(model, params, IMAGES).relevance.shape == (2, 1, 4, 4)
 
 
