@@ -195,7 +195,7 @@ def ask(model: Model, member: str) -> Any:
     if hasattr(type(model), member) or hasattr(model, member):
         return getattr(model, member)
     answer = getattr(Model, member)
-    return answer.fget(model) if isinstance(answer, property) else partial(answer, model)
+    return answer.__get__(model) if isinstance(answer, property) else partial(answer, model)
 
 
 @dataclasses.dataclass(frozen=True)

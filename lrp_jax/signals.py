@@ -7,7 +7,7 @@ tokens. A target is a class, or any direction of the output: weights of the logi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lrp_jax.model import Model, Params, ask, check_tokens
+from lrp_jax.model import Model, Params, ask
 from lrp_jax.probe import check_rules
 from lrp_jax.rules import GRADIENT, Rules, named
 from lrp_jax.rules.paired import vjp
@@ -141,7 +141,7 @@ def walk(
         return run(model, params, image, rules, links._replace(**given)), parts
 
     given = {"attention": links.attention, "tokens": links.tokens}
-    (logits, leaving), pull, parts = vjp(of_image, sets, image, given, taps, copies=bool(attention or tokens))
+    (logits, leaving), pull, parts = vjp(of_image, sets, image, given, taps, copies=bool(attention or tokens or tapped))
     targets = predicted(logits, targets)
     seed = _seed(leaving, state)
     to_image, found, to_taps = jax.vmap(lambda weights: pull((weights, seed)))(directions(targets, logits))
@@ -211,9 +211,7 @@ def signals_at_pixels(
     return Explanation(found.logits, found.targets, relevance_of(found.image[:, 0], image[None], named(rules)))
 
 
-def _maps(
-    state: tuple[Array, ...], maps: Array, sent: tuple[Array, ...], rows: Array | None
-) -> tuple[Array, ...]:
+def _maps(state: tuple[Array, ...], maps: Array, sent: tuple[Array, ...], rows: Array | None) -> tuple[Array, ...]:
     """Whole maps ``[h, N, N]``, of some queries: those of each rule set, or without any the attention itself."""
 
     def whole(x: Array) -> Array:

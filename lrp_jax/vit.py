@@ -238,7 +238,7 @@ class ViT(nn.Module):
     @nn.nowrap
     def embed(self, params: Params, image: Array, rules: Rules) -> Array:
         """The tokens ``[N, D]`` of an image ``[H, W, channels]``."""
-        found: Array = _Embedding(self.config, rules, parent=None).apply({"params": params}, image)
+        found: Any = _Embedding(self.config, rules, parent=None).apply({"params": params}, image)
         return found
 
     @nn.nowrap
@@ -250,13 +250,13 @@ class ViT(nn.Module):
         of_it = {"params": jax.tree.map(lambda p: p[i], blocks)}
         is_last = isinstance(i, int) and i == self.config.depth - 1
         rows = READOUTS[self.config.readout].tokens if is_last else None
-        found: Array = _Block(self.config, rules, self.chunk, parent=None).apply(of_it, tokens, rows)
-        return found
+        leaving: Any = _Block(self.config, rules, self.chunk, parent=None).apply(of_it, tokens, rows)
+        return leaving
 
     @nn.nowrap
     def read(self, params: Params, tokens: Array, rules: Rules) -> Array:
         """The logits ``[C]`` of the tokens that leave the last block."""
-        found: Array = _Head(self.config, rules, self.chunk, parent=None).apply({"params": params}, tokens)
+        found: Any = _Head(self.config, rules, self.chunk, parent=None).apply({"params": params}, tokens)
         return found
 
     @property

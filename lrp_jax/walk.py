@@ -88,9 +88,9 @@ class Links(NamedTuple):
         fold = self.of_attention
         assert fold is not None
         if not fold.carried:
-            return Reader(fold.read, tuple(kept), ((),) * self.alone, fold.given)
+            return Reader(fold.read, tuple(kept), ((),) * self.alone, fold.given, self.alone)
         shapes = ((1,),) * len(state) if is_pooling else tuple(x.shape for x in state)
-        return Reader(fold.read, state, shapes, fold.given)
+        return Reader(fold.read, state, shapes, fold.given, self.alone)
 
     def after(self, state: tuple[Array, ...], reader: Reader, *, is_pooling: bool = False) -> tuple[Array, ...]:
         """What is carried from a block whose attention was read."""
@@ -135,7 +135,7 @@ def links_of(
         attention = attention._replace(read=_of_relevance(attention.read, sets))
         links = links._replace(of_attention=attention, attention=zeros, start=start, pooling=maps.layers > blocks)
     if tokens is not None:
-        entering = jax.eval_shape(partial(model.embed, params, rules=GRADIENT), image)
+        entering = jax.eval_shape(lambda image: model.embed(params, image, GRADIENT), image)
         zeros = tuple(jnp.zeros((blocks, *s), entering.dtype) for s in tokens.shapes(1, entering.shape[0]))
         links = links._replace(of_tokens=tokens._replace(read=_of_relevance(tokens.read, sets)), tokens=zeros)
     return links
@@ -153,9 +153,7 @@ def _of_relevance(read: Read, sets: Sequence[Rules]) -> Read:
     return of_sent
 
 
-def run(
-    model: Model, params: Params, image: Array, rules: Rules, links: Links = Links()
-) -> tuple[Array, tuple[Array, ...]]:
+def run(model: Model, params: Params, image: Array, rules: Rules, links: Links) -> tuple[Array, tuple[Array, ...]]:
     """One image through a model.
 
     Args:
@@ -242,7 +240,7 @@ def forward(model: Model, params: Params, image: Array, rules: Rules = GRADIENT)
         image: ``[H, W, channels]``.
         rules: the operations.
     """
-    return run(model, params, image, rules)[0]
+    return run(model, params, image, rules, Links())[0]
 
 
 @partial(jax.jit, static_argnames="model")

@@ -44,7 +44,8 @@ import numpy as np
 from jax.interpreters.partial_eval import dce_jaxpr
 
 import lrp_jax
-from lrp_jax.rules import GRADIENT, RULES
+from lrp_jax import walk
+from lrp_jax.rules import RULES
 
 
 def products(jaxpr: Any) -> float:
@@ -91,7 +92,7 @@ def measure(
     rng = np.random.default_rng(1)
     targets = jnp.asarray(rng.integers(0, model.config.num_classes, (images, classes)))
 
-    forward = jax.jit(lambda p, x: jax.vmap(lambda i: model.forward(p, i, None, GRADIENT)[0])(x))
+    forward = jax.jit(lambda p, x: jax.vmap(lambda i: walk.forward(model, p, i))(x))
     mask = jnp.asarray(rng.standard_normal((images, classes, *model.grid)), batch.dtype)
 
     def explain(params: Any, images: Any, targets: Any) -> Any:
@@ -161,7 +162,7 @@ def traced(variant: str, as_list: bool, settings: dict[str, Any], dtype: str, re
     given = params
 
     def apply(p: Any, x: Any) -> Any:
-        return jax.vmap(lambda image: model.apply({"params": p}, image)[0])(x)
+        return jax.vmap(lambda image: model.apply({"params": p}, image))(x)
 
     if as_list:
         apply, depth = unrolled(model.config), model.config.depth
@@ -326,12 +327,11 @@ COLUMNS = ("model", "images", "precision", "s a map", "share of the card's rate,
 def accelerated(variant: str, images: int, dtype: str, precision: str, called: str, repeats: int) -> list[str]:
     """A row of what maps cost on an accelerator, one class an image."""
     import lrp_jax.attribution
-    import lrp_jax.model
 
     def precisely() -> Any:
         return jax.default_matmul_precision(precision)
 
-    lrp_jax.attribution.full_precision = lrp_jax.model.full_precision = precisely  # the library's own is "highest"
+    lrp_jax.attribution.full_precision = walk.full_precision = precisely  # the library's own is "highest"
     model, params, batch = draw(variant, dtype, images)
     targets = jnp.zeros((images, 1), jnp.int32)
 
@@ -341,7 +341,7 @@ def accelerated(variant: str, images: int, dtype: str, precision: str, called: s
     @jax.jit
     def forward(params: Any, images: Any) -> Any:
         with precisely():
-            return jax.vmap(lambda image: model.forward(params, image, None, GRADIENT)[0])(images)
+            return jax.vmap(lambda image: walk.forward(model, params, image))(images)
 
     traced = jax.jit(explain).trace(params, batch, targets)
     used, _ = dce_jaxpr(traced.jaxpr.jaxpr, [True] * len(traced.jaxpr.out_avals))

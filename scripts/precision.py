@@ -55,9 +55,22 @@ class Cast:
         """As of the model."""
         return self.model.readout
 
-    def forward(self, params: Any, image: Array, taps: Array | None, rules: Rules) -> tuple[Array, Array]:
+    @property
+    def depth(self) -> tuple[int, ...]:
         """As of the model."""
-        return self.model.forward(cast(params, self.dtype), image.astype(self.dtype), taps, rules)
+        return self.model.depth
+
+    def embed(self, params: Any, image: Array, rules: Rules) -> Array:
+        """As of the model."""
+        return self.model.embed(cast(params, self.dtype), image.astype(self.dtype), rules)
+
+    def block(self, params: Any, i: Any, tokens: Array, rules: Rules) -> Array:
+        """As of the model."""
+        return self.model.block(cast(params, self.dtype), i, tokens, rules)
+
+    def read(self, params: Any, tokens: Array, rules: Rules) -> Array:
+        """As of the model."""
+        return self.model.read(cast(params, self.dtype), tokens, rules)
 
 
 def cast(tree: Any, dtype: Any) -> Any:

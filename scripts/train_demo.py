@@ -66,7 +66,7 @@ def losses(model: lrp_jax.ViT, params: Params, scenes: DigitScenes) -> tuple[Arr
     rows, cols = model.config.grid
 
     def forward(image: Array) -> tuple[Array, Array]:
-        (logits, _), state = model.apply({"params": params}, image, mutable="intermediates")
+        logits, state = model.apply({"params": params}, image, mutable="intermediates")
         (tokens,) = state["intermediates"]["tokens"]
         return logits, tokens[-rows * cols :] @ params["head"]["kernel"] + params["head"]["bias"]
 
@@ -82,7 +82,7 @@ def losses(model: lrp_jax.ViT, params: Params, scenes: DigitScenes) -> tuple[Arr
 
 def accuracy(model: lrp_jax.ViT, params: Params, scenes: DigitScenes) -> float:
     """The share of scenes whose two classes have the two highest logits."""
-    forward = jax.jit(jax.vmap(lambda image: model.apply({"params": params}, image)[0]))
+    forward = jax.jit(jax.vmap(lambda image: model.apply({"params": params}, image)))
     parts = [forward(part) for part in np.array_split(scenes.images, max(1, len(scenes.images) // 100))]
     best = np.sort(np.argsort(np.concatenate(parts), axis=-1)[:, -2:], axis=-1)
     return float((best == np.sort(scenes.labels, axis=-1)).all(axis=-1).mean())

@@ -16,9 +16,12 @@ import numpy as np
 from PIL import Image
 
 import lrp_jax
-from lrp_jax.walk import forward
 from lrp_jax.datasets import ImageNetFolder
 from lrp_jax.labels import imagenet_classes
+from lrp_jax.methods.modified import TOKENS
+from lrp_jax.model import ask
+from lrp_jax.signals import walk
+from lrp_jax.walk import forward
 from lrp_jax.weights.convert import convert_with_summary
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -69,6 +72,11 @@ class Wrapped:
 
     def read(self, params, tokens, rules):
         return self.model.read(params, tokens, rules)
+
+
+def at_blocks(model, params, image, targets, rules):
+    """The relevance of the patches at what enters each block, summed over channels, ``[K, L, rows, cols]``."""
+    return ask(model, "arrange")(walk(model, params, image, targets, rules, tokens=TOKENS).tokens[0])
 
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-11}

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from helpers import small_model
 
-import lrp_jax
 from lrp_jax.rules import GRADIENT
 from lrp_jax.signals import signals_at_attention, walk
 

@@ -48,6 +48,7 @@ ROOMS = (
         "program",
         "rules",
         "model",
+        "walk",
         "probe",
         "signals",
         "maps",

@@ -12,8 +12,8 @@ from helpers import CASES, Wrapped, relative_error, small_images, small_model
 from hypothesis import strategies as st
 
 import lrp_jax
-from lrp_jax.walk import classify, forward
 from lrp_jax.rules import register
+from lrp_jax.walk import classify, forward
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -64,7 +64,9 @@ class Moved(Wrapped):
 
     def block(self, params, i, tokens, rules):
         see = lambda maps: maps.at[self.place].add(self.by)  # noqa: E731
-        return self.model.block(params, i, tokens, dataclasses.replace(rules, see=Seeing(see)) if i == self.layer else rules)
+        return self.model.block(
+            params, i, tokens, dataclasses.replace(rules, see=Seeing(see)) if i == self.layer else rules
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import small_images, small_model
+from helpers import at_blocks, small_images, small_model
 
 import lrp_jax
 from lrp_jax.rules import LIBRAGRAD, Where, composite, with_gamma
-from lrp_jax.signals import signals_at_blocks
 
 READOUTS = {
     "class": {},
@@ -57,8 +56,8 @@ def test_what_is_lost_is_what_biases_have(model_and_params):
     if model.config.prefix_tokens == 0:
         maps = lrp_jax.explain(model, params, small_images(2), TARGETS, method="libragrad", full=True).relevance
         np.testing.assert_allclose(maps.sum((-2, -1)), report.explained, rtol=1e-10)
-        found = [signals_at_blocks(model, params, x, jnp.asarray(TARGETS[0]), "libragrad") for x in small_images(1)]
-        np.testing.assert_allclose(found[0].relevance.sum((-2, -1)), report.blocks[0], rtol=1e-10)
+        found = at_blocks(model, params, small_images(1)[0], jnp.asarray(TARGETS[0]), "libragrad")
+        np.testing.assert_allclose(found.sum((-2, -1)), report.blocks[0], rtol=1e-10)
 
 
 def test_a_rule_that_loses_is_found(model_and_params):
@@ -83,7 +82,7 @@ def test_a_rule_that_loses_is_found(model_and_params):
 def test_a_traced_model_has_the_same(model_and_params, rules):
     model, params = model_and_params
     traced = lrp_jax.trace(
-        lambda p, x: jax.vmap(lambda image: model.apply({"params": p}, image)[0])(x), params, small_images(2)
+        lambda p, x: jax.vmap(lambda image: model.apply({"params": p}, image))(x), params, small_images(2)
     )
     found, wanted = (lrp_jax.conservation(m, params, small_images(2), TARGETS, rules=rules) for m in (traced, model))
     assert found.gap < 1e-10
@@ -126,7 +125,7 @@ def test_inside_jit_it_is_arrays():
     each = jax.vmap(lambda x: lrp_jax.conservation(model, params, x[None], TARGETS[0][None]).explained)(images)
     np.testing.assert_allclose(each[0, 0], wanted.explained[0], rtol=1e-9)
     gradient = jax.grad(lambda x: lrp_jax.conservation(model, params, x, TARGETS).explained[0, 0])(images)
-    logit = jax.grad(lambda x: model.apply({"params": params}, x)[0][TARGETS[0, 0]])(images[0])
+    logit = jax.grad(lambda x: model.apply({"params": params}, x)[TARGETS[0, 0]])(images[0])
     np.testing.assert_allclose(gradient[0], logit, rtol=1e-9, atol=1e-12)
     with pytest.raises(ValueError, match="return the report from the function, and print it outside"):
         jax.jit(lambda p: str(lrp_jax.conservation(model, p, images, TARGETS)))(params)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import relative_error, small_images, small_model
+from helpers import Wrapped, relative_error, small_images, small_model
 
 import lrp_jax
 from lrp_jax import cli
@@ -86,10 +86,7 @@ def test_the_most_probable_classes(traced):
 def test_bad_input():
     model, params = small_model(jnp.float32)
 
-    class Plain:
-        grid, readout, forward = model.grid, model.readout, model.forward
-
-    plain: Model = Plain()
+    plain: Model = Wrapped(model)
     for bad, message in (
         ({"top_k": 0}, "top_k must be at least 1"),
         ({"top_k": 2, "takes_targets": True}, "top_k must be at least 1, and is not"),

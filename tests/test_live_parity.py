@@ -11,8 +11,8 @@ from helpers import GOLDEN, relative_error, small_images, small_model
 from PIL import Image
 
 import lrp_jax
-from lrp_jax.walk import forward
 from lrp_jax import metrics
+from lrp_jax.walk import forward
 from lrp_jax.weights import read_weights
 from lrp_jax.weights.convert import convert_with_summary
 
@@ -110,9 +110,7 @@ def test_a_folder_of_transformers_tells_everything(name, settings, fields, tmp_p
     with torch.no_grad():
         logits = original.double()(inputs.double()).logits[0]
     params = jax.tree.map(lambda p: p.astype(jnp.float64), found.params)
-    ours = found.model.forward(
-        params, jnp.asarray(inputs[0].permute(1, 2, 0).double().numpy()), None, lrp_jax.GRADIENT
-    )[0]
+    ours = forward(found.model, params, jnp.asarray(inputs[0].permute(1, 2, 0).double().numpy()))
     assert relative_error(ours, logits.numpy()) <= 1e-5
     np.testing.assert_allclose(found.model.config.probabilities(ours), logits.sigmoid(), atol=1e-4)
     assert found.model.config.class_names == tuple(labels.values())

@@ -32,7 +32,7 @@ def on_mesh(tree, spec):
 split = on_mesh(params, lambda p: P(*[None] * (p.ndim - 1), "model") if p.shape[-1] % 2 == 0 else P())
 placed, whole = on_mesh(images, lambda _: P("data")), on_mesh(params, lambda _: P())
 enter = getattr(jax, "set_mesh", None) or jax.sharding.use_mesh
-traced = lrp_jax.trace(lambda p, x: jax.vmap(lambda i: model.apply({"params": p}, i)[0])(x), params, images)
+traced = lrp_jax.trace(lambda p, x: jax.vmap(lambda i: model.apply({"params": p}, i))(x), params, images)
 rules = lrp_jax.composite([(lrp_jax.Where("dense"), "cp_lrp")], "attnlrp")
 
 

@@ -8,8 +8,8 @@ import scipy.stats
 from helpers import GOLDEN, small_images, small_model
 
 import lrp_jax
-from lrp_jax.walk import forward
 from lrp_jax import metrics
+from lrp_jax.walk import forward
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Models written by hand: what is no operation of the rules, or stands under a vmap, is refused by name."""
 
 import dataclasses
+import math
 
 import chex
 import flax.linen
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import relative_error, small_images, small_model
 from PIL import Image
 
 import lrp_jax
@@ -22,32 +24,42 @@ class ByHand:
     """Two blocks of attention with two heads, without MLPs; ``change`` does one thing by itself."""
 
     change: str = ""
+    depth: int | tuple[int, ...] = 2
+    chunk: int | None = None
     grid: tuple[int, int] = (2, 2)
     readout: tuple[int, ...] = (1, 0, 0, 0, 0)
 
-    def forward(self, params, image, taps, rules):
+    def embed(self, params, image, rules):
+        x = rules.dense(image.reshape(4, 3), params["in"], None)
+        return jnp.concatenate([rules.add(params["token"], params["token"]), x])
+
+    def block(self, params, i, tokens, rules):
+        p = {name: params[name][i] for name in ("q", "bias")}
+        q = rules.dense(tokens, p["q"], p["bias"]).reshape(5, 2, 3).transpose(1, 0, 2)
+        x = self.attend(q, rules).transpose(1, 0, 2).reshape(5, 6)
+        x = tokens + x if self.change == "add" else rules.add(tokens, x)
+        return OUTSIDE[self.change](x, p["q"]) if self.change in OUTSIDE else x
+
+    def attend(self, q, rules):
+        if self.change not in OWN:
+            found = rules.attention(q, q, q, 1.0, chunk=self.chunk)
+            return rules.add(found, rules.attention(q, q, q, 2.0)) if self.change == "two" else found
         changes = {
             "matmul": lambda a, b: a @ b,
             "einsum": lambda a, b: jnp.einsum("hnd,hdm->hnm", a, b),
             "vmap": jax.vmap(rules.matmul),
             "vmap of one": lambda a, b: jax.vmap(rules.matmul, in_axes=(0, None))(a, b[0]),
         }
-        matmul = changes.get(self.change, rules.matmul)
-        add = jnp.add if self.change == "add" else rules.add
         softmax = (lambda x, _: jax.nn.softmax(x)) if self.change == "softmax" else rules.softmax
-        x = rules.dense(image.reshape(4, 3), params["in"], None)
-        x = jnp.concatenate([rules.add(params["token"], params["token"]), x])
-        attention = []
-        for layer in range(2):
-            q = rules.dense(x, params["q"], params["bias"]).reshape(5, 2, 3).transpose(1, 0, 2)
-            a = softmax(matmul(q, q.mT), 1.0)
-            if taps is not None and self.change != "taps":
-                a = a + taps[layer]
-            x = add(x, rules.matmul(a, q).transpose(1, 0, 2).reshape(5, 6))
-            if self.change in OUTSIDE:
-                x = OUTSIDE[self.change](x, params["q"])
-            attention.append(a)
-        return rules.dense(x[0], params["out"] @ jnp.eye(5), None), jnp.stack(attention)
+        maps = softmax(changes.get(self.change, rules.matmul)(q, q.mT), 1.0)
+        return rules.matmul(rules.see(maps) if rules.see and self.change != "unseen" else maps, q)
+
+    def read(self, params, tokens, rules):
+        return rules.dense(tokens[0], params["out"] @ jnp.eye(5), None)
+
+
+#: Changes of what writes its attention itself; of "unseen", nothing but that nobody sees the maps.
+OWN = ("matmul", "einsum", "vmap", "vmap of one", "softmax", "unseen")
 
 
 OUTSIDE = {
@@ -80,7 +92,7 @@ OUTSIDE["moves"] = moved
 
 @pytest.fixture(scope="module")
 def params():
-    shapes = {"in": (3, 6), "token": (1, 6), "q": (6, 6), "bias": (6,), "out": (6, 5)}
+    shapes = {"in": (3, 6), "token": (1, 6), "q": (2, 6, 6), "bias": (2, 6), "out": (6, 5)}
     keys = jax.random.split(jax.random.key(0), len(shapes))
     return {name: jax.random.normal(key, shapes[name], jnp.float64) for key, name in zip(keys, shapes, strict=True)}
 
@@ -97,7 +109,6 @@ IMAGES = jax.random.normal(jax.random.key(1), (1, 2, 2, 3), jnp.float64)
         ("vmap of one", r"rules\.matmul under a jax\.vmap"),
         ("add", "by itself .*add of"),
         ("softmax", "by itself .*exp of"),
-        ("taps", "must add the taps"),
         *((name, "by itself .* of float64") for name in OUTSIDE if name != "moves"),
     ],
 )
@@ -115,6 +126,61 @@ def test_what_carries_relevance_is_accepted(params, change):
             assert np.abs(relevance).max() > 0
 
 
+def test_attention_that_nobody_sees_is_told(params):
+    """A model that multiplies by itself with the operations of rules has relevance, and no attention maps."""
+    model = ByHand("unseen")
+    expected = lrp_jax.explain(ByHand(), params, IMAGES, method="full_lrp").relevance
+    np.testing.assert_allclose(
+        lrp_jax.explain(model, params, IMAGES, method="full_lrp").relevance, expected, rtol=1e-12
+    )
+    message = r"has no attention maps, 0 of its 2 blocks call rules\.attention: use .* as full_lrp"
+    for method in ("transformer_attribution", "raw_attention", "attention_gradcam", "legrad", "gated_lrp"):
+        with pytest.raises(ValueError, match=message):
+            lrp_jax.explain(model, params, IMAGES, method=method)
+    with pytest.raises(ValueError, match=message):
+        lrp_jax.attention_signals(model, params, IMAGES)
+
+
+def test_a_block_has_one_attention(params):
+    for method in ("transformer_attribution", "attention_rollout"):
+        with pytest.raises(ValueError, match="block 0 computes 2 attentions: a block has one"):
+            lrp_jax.explain(ByHand("two"), params, IMAGES, method=method)
+    assert np.abs(lrp_jax.explain(ByHand("two"), params, IMAGES, method="full_lrp").relevance).max() > 0
+
+
+#: Methods that look at blocks, and their options.
+OF_BLOCKS = {name: {} for name, method in methods.METHODS.items() if method.resolution == "patch"} | {
+    "transformer_attribution": {"start_layer": 1},
+    "libragrad": {"full": True, "at": "blocks"},
+}
+
+
+@pytest.mark.parametrize("method", OF_BLOCKS)
+def test_loops_and_chunks_change_nothing(params, method):
+    """Blocks in a loop or each by itself; 2 of 5 queries at once, so that the last chunk is not whole."""
+    options, targets = OF_BLOCKS[method], np.array([[0, 3]])
+    each, loop, chunks = (
+        lrp_jax.explain(ByHand(**fields), params, IMAGES, targets, method=method, **options).relevance
+        for fields in ({"depth": (1, 1)}, {"depth": 2}, {"depth": (1, 1), "chunk": 2})
+    )
+    assert np.abs(each).max() > 0
+    np.testing.assert_allclose(loop, each, rtol=0, atol=1e-14 * np.abs(each).max())
+    np.testing.assert_allclose(chunks, each, rtol=0, atol=1e-12 * np.abs(each).max())
+
+
+@pytest.mark.parametrize("method", ["transformer_attribution", "attention_rollout"])
+def test_chunks_of_queries_of_a_vit(method):
+    """One that pools by attention, which has one query."""
+    model, params = small_model(depth=1, readout="attention", prefix_tokens=0)
+    images, targets = small_images(1), np.array([[0, 3]])
+    whole, chunks = (
+        lrp_jax.explain(m, params, images, targets, method=method) for m in (model, lrp_jax.ViT(model.config, chunk=5))
+    )
+    assert np.abs(whole.relevance).max() > 0
+    assert relative_error(chunks.relevance, whole.relevance) < 1e-12
+    assert relative_error(chunks.logits, whole.logits) < 1e-12
+
+
 def test_methods_without_relevance_take_any_model(params):
     """Their maps are right whatever the model is made of."""
     expected = lrp_jax.explain(ByHand(), params, IMAGES, method="attention_gradcam").relevance
@@ -130,9 +196,9 @@ def test_the_probe_runs_once(params):
 
     @dataclasses.dataclass(frozen=True)
     class Counting(ByHand):
-        def forward(self, *arguments):
+        def embed(self, *arguments):
             runs.append(1)
-            return super().forward(*arguments)
+            return super().embed(*arguments)
 
     for _ in range(3):
         lrp_jax.explain(Counting(), params, IMAGES)
@@ -159,14 +225,16 @@ def test_any_pure_function_can_be_explained():
         grid: tuple[int, int] = (2, 2)
         readout: tuple[int, ...] = (1, 0, 0, 0, 0)
 
-        def forward(self, params, image, taps, rules):
-            x = rules.dense(image.reshape(4, 3), params["in"], None)
-            x = jnp.concatenate([params["cls"], x])
-            attention = rules.softmax(rules.matmul(x, x.T), 1.0)[None]
-            if taps is not None:
-                attention = attention + taps[0]
-            x = rules.add(x, rules.matmul(attention[0], x))
-            return rules.dense(x[0], params["out"], None), attention[None]
+        depth: int = 1
+
+        def embed(self, params, image, rules):
+            return jnp.concatenate([params["cls"], rules.dense(image.reshape(4, 3), params["in"], None)])
+
+        def block(self, params, i, tokens, rules):
+            return rules.add(tokens, rules.attention(tokens, tokens, tokens, 1.0))
+
+        def read(self, params, tokens, rules):
+            return rules.dense(tokens[0], params["out"], None)
 
     keys = jax.random.split(jax.random.key(0), 4)
     params = {
@@ -178,6 +246,28 @@ def test_any_pure_function_can_be_explained():
     explanation = lrp_jax.explain(Plain(), params, images, jnp.array([[0, 1], [2, 3]]))
     chex.assert_shape(explanation.relevance, (2, 2, 2, 2))
     chex.assert_tree_all_finite(explanation)
+
+
+@pytest.mark.parametrize("heads", [(), (1, 2), (2, 1, 1)], ids=str)
+def test_attention_has_any_axes_of_heads(params, heads):
+    """Its maps are those of all heads in one axis."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Shaped(ByHand):
+        heads: tuple[int, ...] = ()
+
+        def attend(self, q, rules):
+            some = q[: math.prod(self.heads)]
+            shaped = some.reshape(*self.heads, *q.shape[1:])
+            found = rules.attention(shaped, shaped, shaped, 1.0).reshape(some.shape)
+            return jnp.concatenate([found, q[len(found) :]])
+
+    for method in ("transformer_attribution", "attention_rollout", "attention_gradcam"):
+        expected, found = (
+            lrp_jax.explain(Shaped(heads=shape), params, IMAGES, [[0, 3]], method=method).relevance
+            for shape in ((math.prod(heads),), heads)
+        )
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-14 * np.abs(expected).max())
 
 
 class Linen(flax.linen.Module):
@@ -205,10 +295,13 @@ def of(package, **members):
         (Linen().apply, "got a function. Trace it first"),
         (lambda params, images: images, r"got a function. .*lrp_jax.trace\(function, params, images\)"),
         (lrp_jax.ViT, "got the class ViT: make one of it"),
-        ({"kernel": 0}, r"grid, readout, forward .*got a dict. The order of the arguments is model, params, images"),
+        (
+            {"kernel": 0},
+            r"grid, readout, depth, embed, block, read .*got a dict. The order of the arguments is model, params, im",
+        ),
         (("model", "params"), "lrp_jax.load .*got a tuple"),
         ("demo", "lrp_jax.load .*got a str"),
-        (of("mine", grid=(1, 1), readout=None), "got a Classifier, which lacks forward"),
+        (of("mine", grid=(1, 1), readout=None), "got a Classifier, which lacks depth, embed, block, read"),
     ],
     ids=lambda value: type(value).__name__ if not isinstance(value, str) else "",
 )

@@ -8,6 +8,7 @@ from helpers import drawn, small_images, small_model
 from scipy.special import erf
 
 import lrp_jax
+from lrp_jax.walk import forward
 
 
 @pytest.mark.parametrize(
@@ -91,7 +92,9 @@ def test_whole_model_against_numpy(gelu):
     params = drawn(model)
     params = jax.tree.map(lambda p: p.astype(jnp.float64) * 2 + 0.1, params)
     image = jax.random.normal(jax.random.key(1), config.image_shape, jnp.float64)
-    logits, attention = model.apply({"params": params}, image)
+    logits = model.apply({"params": params}, image)
+    np.testing.assert_allclose(forward(model, params, image), logits, rtol=1e-12)
+    (attention,) = lrp_jax.attention_signals(model, params, image[None]).attention
 
     def norm(x, p, epsilon):
         return np.stack([(t - t.mean()) / np.sqrt(t.var() + epsilon) * p["scale"] + p["bias"] for t in x])

@@ -132,9 +132,7 @@ def rollout(combine: Combine, *, scaled: bool = False) -> Fold:
         scaled: whether each row of ``I + M`` is divided by its sum.
     """
 
-    def read(
-        state: tuple[Array, ...], maps: Array, sent: tuple[Array, ...], rows: Array | None
-    ) -> tuple[Array, ...]:
+    def read(state: tuple[Array, ...], maps: Array, sent: tuple[Array, ...], rows: Array | None) -> tuple[Array, ...]:
         (v,) = state
         matrix = combine(maps, *sent).mean(axis=0)
         weights = _of_rows(v, rows, len(matrix))

@@ -192,8 +192,8 @@ def _gated(
     """Gated LRP of one view."""
     read = readout(model, params, image)
     check_tokens(model)
-    folds = {"attention": rollout(lambda maps, r: jnp.maximum(r, 0)), "tokens": TOKENS}
-    found = walk(model, params, image, targets, rules, **folds, state=read, start=start_layer)
+    gates = rollout(lambda maps, r: jnp.maximum(r, 0))
+    found = walk(model, params, image, targets, rules, attention=gates, tokens=TOKENS, state=read, start=start_layer)
     relevance, gate = ask(model, "arrange")(found.tokens[0].sum(axis=1)), patches(found.attention[0], model)
     maps = [relevance, _around(relevance), gate]
     if enlarged:
@@ -237,8 +237,8 @@ def _relevance(model: Model, params: Params, image: Array, targets: Array | None
 def _of_biases(model: Model, params: Params, image: Array, targets: Array, rules: Rules) -> Array:
     """All biases behind the first tokens times their modified gradients, ``[K, rows, cols]``.
 
-    Each at the token that it is added to; those of what the head reads are shared by its ``readout``, and those behind a
-    pooling attention are left out.
+    Each at the token that it is added to; those of what the head reads are shared by its ``readout``, and those behind
+    a pooling attention are left out.
     """
     tokens = check_attention(model, params, image).tokens
     found = readout(model, params, image)

@@ -152,9 +152,7 @@ def single_block(
     return Explanation(found.logits, found.targets, patches(found.attention[0][:, 0].mean(axis=1), model))
 
 
-def _at_stages(
-    model: Model, params: Params, image: Array, targets: Array | None, rules: str | Rules
-) -> Explanation:
+def _at_stages(model: Model, params: Params, image: Array, targets: Array | None, rules: str | Rules) -> Explanation:
     """The relevance of each target at every stage of a traced model.
 
     Returns:

@@ -24,20 +24,20 @@ CHUNK = 1 << 21
 class See(Protocol):
     """What looks at attention maps, see :class:`lrp_jax.rules.readers.Reader`."""
 
-    def __call__(self, maps: Array) -> Array:
-        """The maps ``[..., h, n, N]`` of all queries, unchanged."""
+    def __call__(self, maps: Array, /) -> Array:
+        """The maps ``[h, n, N]`` of all queries, unchanged."""
         ...
 
-    def look(self, maps: Array, rows: Array | None) -> tuple[Array, Any]:
+    def look(self, maps: Array, rows: Array | None, /) -> tuple[Array, Any]:
         """The maps of some queries, unchanged, and what was seen, to be summed over the queries.
 
         Args:
-            maps: ``[..., h, c, N]``.
+            maps: ``[h, c, N]``.
             rows: which queries these are, ``[c]``; those beyond the last are to be left out. None: the first c.
         """
         ...
 
-    def seen(self, found: Any) -> None:
+    def seen(self, found: Any, /) -> None:
         """Take what was seen."""
         ...
 
@@ -50,9 +50,15 @@ class _Once:
         self.found: list[Any] = []
 
     def __call__(self, maps: Array) -> Array:
-        maps, found = self.see.look(maps, self.rows)
-        self.found.append(found)
+        maps, found = self.look(maps, self.rows)
+        self.seen(found)
         return maps
+
+    def look(self, maps: Array, rows: Array | None) -> tuple[Array, Any]:
+        return self.see.look(maps, rows)
+
+    def seen(self, found: Any) -> None:
+        self.found.append(found)
 
 
 def over_queries(

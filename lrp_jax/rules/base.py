@@ -85,7 +85,9 @@ class Rules:
 
         def of_queries(rules: Rules, q: Array) -> Array:
             maps = rules.softmax(rules.matmul(q, k.mT), scale)
-            return rules.matmul(maps if rules.see is None else rules.see(maps), v)
+            if rules.see is not None:
+                maps = rules.see(maps.reshape(-1, *maps.shape[-2:])).reshape(maps.shape)
+            return rules.matmul(maps, v)
 
         return over_queries(self, of_queries, [q], chunk, width=k.shape[-2] * math.prod(q.shape[:-2]))
 

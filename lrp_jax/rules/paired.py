@@ -66,7 +66,8 @@ def operations(sets: Sequence[Rules], tag: str = "") -> Rules:
     sets = tuple(sets)
     bound: Any = {name: _Bound(name, tuple(getattr(r, name) for r in sets), tag) for name in OPERATIONS}
     places = _Places(sets, tag) if any(rules.places is not None for rules in sets) else None
-    return Rules(name=" and ".join(rules.name for rules in sets), **bound, places=places)
+    times_values = bool(sets) and all(rules.times_values for rules in sets)
+    return Rules(" and ".join(rules.name for rules in sets), **bound, times_values=times_values, places=places)
 
 
 def once(function: Operation, *arrays: Array) -> Array:

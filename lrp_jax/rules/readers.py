@@ -20,9 +20,9 @@ from jax.interpreters import batching, mlir
 
 from lrp_jax.rules.paired import AXIS
 
-#: ``(state, value, sent, rows, *given) -> found``. The state of what is carried, a tuple of arrays; a value, as the maps
-#: ``[h, c, N]`` of c queries; what each rule set sends to it, a tuple; which queries these are, ``[c]``, or None for the
-#: first c; and what else it needs. It gives a tuple of arrays of the shapes of the links, which are added up.
+#: ``(state, value, sent, rows, *given) -> found``. The state of what is carried, a tuple of arrays; a value, as the
+#: maps ``[h, c, N]`` of c queries; what each rule set sends to it, a tuple; which queries these are, ``[c]``, or None
+#: for the first c; and what else it needs. It gives arrays of the shapes of the links, which are added up.
 Read = Callable[..., tuple[Array, ...]]
 
 
@@ -35,6 +35,7 @@ class Reader:
         links: zeros, by which the caller differentiates.
         leaving: the shapes of its state.
         given: arrays that ``read`` needs.
+        alone: whether nothing is sent to the values that are read.
         left: zeros whose cotangents are the state, of each value that was read.
     """
 
@@ -42,6 +43,7 @@ class Reader:
     links: tuple[Array, ...]
     leaving: tuple[tuple[int, ...], ...] = ()
     given: tuple[Array, ...] = ()
+    alone: bool = False
     left: list[Sequence[Array]] = dataclasses.field(default_factory=list)
 
     def __call__(self, value: Array) -> Array:
@@ -54,10 +56,10 @@ class Reader:
         """See :class:`lrp_jax.rules.attention.See`."""
         others = (*self.given, *(() if rows is None else (rows,)))
         read = _Read(self.read, len(self.given))
-        value, *found = looked.bind(
+        passed, *found = looked.bind(
             value, *self.links, *others, read=read, links=len(self.links), leaving=self.leaving
         )
-        return value, found
+        return value if self.alone else passed, found
 
     def seen(self, found: Sequence[Array]) -> None:
         """See :class:`lrp_jax.rules.attention.See`."""
@@ -75,7 +77,8 @@ class _Read(NamedTuple):
         return self.read(state, value, sent, rows, *others[: self.given])
 
 
-#: A value that is read: inputs are the value, links, what is given, and rows or not; outputs are the value and zeros for the state.
+#: A value that is read. Inputs: the value, links, what is given, and rows or not; outputs: the value, and zeros whose
+#: cotangents are the state.
 looked = Primitive("looked")
 looked.multiple_results = True
 
@@ -126,9 +129,7 @@ def _backward(read: Read, leaving: Any, copied: bool, residuals: Any, cotangents
     value, links, given = residuals
     sent, *state = cotangents
     found = read(tuple(x[0] for x in state), value, tuple(sent) if copied else (sent,), *given)
-    of_links = tuple(
-        jnp.zeros_like(link).at[0].set(x.astype(link.dtype)) for link, x in zip(links, found, strict=True)
-    )
+    of_links = tuple(jnp.zeros_like(link).at[0].set(x.astype(link.dtype)) for link, x in zip(links, found, strict=True))
     return sent if copied else None, of_links, None
 
 

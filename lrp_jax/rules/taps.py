@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lrp_jax.rules.base import GRADIENT, OPERATIONS, Operation, Rules, of_arrays
+from lrp_jax.rules.base import GRADIENT, OPERATIONS, Operation, Rules, merge
+from lrp_jax.rules.readers import Reader
 
 
 def everywhere(rules: Rules, change: Callable[[Rules, dict[str, Any]], Rules], keys: tuple[str, ...]) -> Rules:
@@ -128,33 +129,24 @@ def with_accounts(rules: Rules, account: Callable[[Entry], Array]) -> Rules:
         The rules, for a model that runs every block by itself.
     """
 
-    def total(cotangent: Array, value: Array) -> Array:
-        return (cotangent * value if rules.times_values else cotangent).sum()
+    def reader(entry: Entry, column: int) -> Reader:
+        def read(state: Any, value: Array, sent: tuple[Array, ...], rows: None) -> tuple[Array, ...]:
+            total = (sent[0] * value if rules.times_values else sent[0]).sum()
+            return (jnp.zeros(2, total.dtype).at[column].set(total),)
+
+        return Reader(read, (account(entry),))
 
     def change(rules: Rules, place: dict[str, Any]) -> Rules:
         def counted(kind: str) -> Operation:
             operation, entry = getattr(rules, kind), Entry(place.get("depth"), place.get("part"), kind)
-            read = 2 if kind in ("matmul", "add", "multiply") else 1  # activations; what follows are parameters
+            count = 2 if kind in ("matmul", "add", "multiply") else 1  # activations; what follows are parameters
 
             def run(*arguments: Any, **options: Any) -> Array:
-                bound = of_arrays(operation, arguments, options)
-
-                @jax.custom_vjp
-                def value(zeros: Array, *arrays: Array) -> Array:
-                    return bound(*arrays)
-
-                def forward(zeros: Array, *arrays: Array) -> tuple[Array, Any]:
-                    result, pull = jax.vjp(bound, *arrays)
-                    return result, (zeros, pull, result, arrays)
-
-                def backward(residuals: Any, received: Array) -> tuple[Array, ...]:
-                    zeros, pull, result, arrays = residuals
-                    sent = pull(received)
-                    back = sum(map(total, sent[:read], arrays[:read]), jnp.zeros((), result.dtype))
-                    return jnp.stack([total(received, result), back]).astype(zeros.dtype), *sent
-
-                value.defvjp(forward, backward)
-                return value(account(entry), *(a for a in arguments if isinstance(a, Array)))
+                is_array = [isinstance(x, Array) for x in arguments]
+                arrays = [x for x in arguments if isinstance(x, Array)]
+                zero = jax.lax.stop_gradient(account(entry)[0])  # makes a copy of parameters for each rule set as well
+                read = [reader(entry, 1)(x + zero.astype(x.dtype)) for x in arrays[:count]] + arrays[count:]
+                return reader(entry, 0)(operation(*merge(is_array, read, arguments), **options))
 
             return run
 

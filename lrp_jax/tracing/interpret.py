@@ -168,9 +168,7 @@ def _branch(branch: Recognised, step: Choice, rules: Rules, turn: Turn, *given: 
     return typed(step.outputs, run(branch, rules, typed(branch.inputs, given), turn=turn))
 
 
-def _loop(
-    step: Loop, rules: Rules, inputs: list[Any], points: Points, turns: Sequence[Turn]
-) -> list[Any]:
+def _loop(step: Loop, rules: Rules, inputs: list[Any], points: Points, turns: Sequence[Turn]) -> list[Any]:
     """A scan; several, where rules change. Going back recomputes all but products."""
     consts, carry = step.consts, step.carry
     inputs = [*typed(step.body.inputs[: consts + carry], inputs[: consts + carry]), *inputs[consts + carry :]]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -21,7 +20,7 @@ from lrp_jax.rules.taps import everywhere
 from lrp_jax.tracing import given, layout, report
 from lrp_jax.tracing.interpret import Turn, read, run, run_steps
 from lrp_jax.tracing.reading import Reading, wanted
-from lrp_jax.tracing.segments import Segments, between, segments
+from lrp_jax.tracing.segments import Segments, between, constants, segments
 from lrp_jax.tracing.steps import Recognised, Site
 
 Params = Any
@@ -194,12 +193,15 @@ class Traced:
     @functools.cached_property
     def blocks(self) -> Segments | None:
         """The program cut at its blocks of attention; None, if they cannot be told."""
-        if not self.program.sites or (not self.without_attention and self.without_chain):
-            return None
-        stage = layout.entering(self.program, self._place, len(self.grid))
+        stage = self.entering
         if stage is None or (not self.without_attention and stage.grid != self.grid):  # pixels are no tokens
             return None
         return segments(self.program, self._place, stage, self.leaving)
+
+    @functools.cached_property
+    def entering(self) -> layout.Stage | None:
+        """What enters the first block of attention, with its grid; None: that cannot be told."""
+        return layout.entering(self.program, self._place, len(self.grid)) if self.program.sites else None
 
     @property
     def without_tokens(self) -> str:
@@ -239,9 +241,8 @@ class Traced:
 
     def arrange(self, tokens: Array) -> Array:
         """Those of tokens ``[..., N]`` at blocks that are patches, as a grid ``[..., rows, cols]``."""
-        stage = layout.entering(self.program, self._place, len(self.grid))
-        assert stage is not None
-        return tokens[..., stage.order].reshape(*tokens.shape[:-1], *stage.grid)
+        assert self.entering is not None
+        return tokens[..., self.entering.order].reshape(*tokens.shape[:-1], *self.entering.grid)
 
     @functools.cached_property
     def unrounded(self) -> Traced | None:
@@ -273,12 +274,8 @@ class Traced:
     def _between(
         self, start: Variable | None, end: Variable, params: Params, image: Array, value: Array, rules: Rules
     ) -> Array:
-        known = dict(zip(self.program.inputs, self.inputs(params, image), strict=True))
-        constants = [step for step in self.program.steps if step.operation is None]
-        if start is not None:
-            known[start] = value
-        steps = [*constants, *(s for s in between(self.program, start, end) if s.operation is not None)]
-        run_steps(steps, self._rules(rules), known, Turn(blocks=self.program.blocks))
+        known = constants(self.program, self.inputs(params, image)) | ({} if start is None else {start: value})
+        run_steps(between(self.program, start, end), self._rules(rules), known, Turn(blocks=self.program.blocks))
         found: Array = read(end, known)
         return found
 
@@ -290,8 +287,7 @@ class Traced:
         """
         if not self.without_attention or not self.is_image:
             return self.of_tokens
-        stage = layout.entering(self.program, self._place, len(self.grid)) if self.blocks else None
-        return stage and stage.centres
+        return self.entering.centres if self.blocks and self.entering else None
 
     @property
     def _place(self) -> int:
@@ -312,7 +308,9 @@ class Traced:
     @property
     def example(self) -> Any:
         """Shapes and dtypes of a batch of one."""
-        variables = (self.program if self.embedding is None else self.embedding).inputs[-self.example_structure.num_leaves :]
+        variables = (self.program if self.embedding is None else self.embedding).inputs[
+            -self.example_structure.num_leaves :
+        ]
         shapes = [v.shape[1:] for v in variables]
         if self.channels == "first":
             *size, channels = shapes[self.explained]

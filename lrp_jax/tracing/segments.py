@@ -34,6 +34,7 @@ class Cut:
         loop: the loop that it is in; None: it is of the program itself.
         turn: of the loop, counted as they are run.
         inside: how many steps of the loop's body are run before.
+        before: how many blocks are run before the turn.
     """
 
     variable: Variable
@@ -41,6 +42,7 @@ class Cut:
     loop: Loop | None = None
     turn: int = 0
     inside: int = 0
+    before: int = 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,7 +78,7 @@ class Segments:
 
     def before(self, values: Sequence[Any], rules: Rules) -> Array:
         """The tokens that enter the first block, of the values of the program's inputs."""
-        return self.tokens(self._between(None, self.cuts[0], self._known(values), None, rules, 0, None))
+        return self.tokens(self._between(None, self.cuts[0], constants(self.program, values), None, rules, 0, None))
 
     def block(self, values: Sequence[Any], i: Any, first: int, tokens: Array, rules: Rules) -> Array:
         """The tokens that leave a block.
@@ -90,7 +92,9 @@ class Segments:
         """
         start, end = self.cuts[first], self.cuts[first + 1]
         turn = start.turn if isinstance(i, int) else start.turn + (i - first)
-        found = self._between(start, end, self._known(values), self.value(tokens, start), rules, first, turn)
+        found = self._between(
+            start, end, constants(self.program, values), self.value(tokens, start), rules, first, turn
+        )
         return self.tokens(found) if first + 2 < len(self.cuts) or self.ends else found.reshape(-1)
 
     @property
@@ -105,10 +109,10 @@ class Segments:
         cut = self.cuts[-1]
         if tokens.size != cut.variable.size:
             raise ValueError(
-                f"the last block must compute all tokens, {self.cuts[0].variable}; it computes {cut.variable}, those that "
-                "the head reads."
+                f"the last block must compute all tokens, {self.cuts[0].variable}; it computes {cut.variable}, those "
+                "that the head reads."
             )
-        known = self._known(values) | {cut.variable: self.value(tokens, cut)}
+        known = constants(self.program, values) | {cut.variable: self.value(tokens, cut)}
         blocks = len(self.cuts) - 1
         run_steps(self.program.steps[cut.place :], rules, known, Turn(blocks=blocks), passed=blocks)
         return read(self.program.outputs[0], known).reshape(-1)
@@ -128,7 +132,7 @@ class Segments:
         found: list[tuple[Sequence[Step], Turn]] = []
         place = start.place
         if start.loop is not None:
-            turn = Turn(_number(start.loop, start.turn), 0, blocks)
+            turn = Turn(_number(start.loop, start.turn), start.before, blocks)
             if start.loop is end.loop and start.turn == end.turn:
                 return [(start.loop.body.steps[start.inside : end.inside], turn)]
             found.append((start.loop.body.steps[start.inside :], turn))
@@ -136,20 +140,11 @@ class Segments:
         if end.loop is not None:
             if start.loop is not end.loop:
                 found.append((self.program.steps[place : end.place], Turn(blocks=blocks)))
-            found.append((end.loop.body.steps[: end.inside], Turn(_number(end.loop, end.turn), 0, blocks)))
+            turn = Turn(_number(end.loop, end.turn), end.before, blocks)
+            found.append((end.loop.body.steps[: end.inside], turn))
         else:
             found.append((self.program.steps[place : end.place], Turn(blocks=blocks)))
         return found
-
-    def _known(self, values: Sequence[Any]) -> dict[Variable, Any]:
-        """What does not depend on the example, and the inputs."""
-        known = {v: x for v, x in zip(self.program.inputs, values, strict=True) if x is not None}
-        for step in self.program.steps:
-            if step.operation is None:
-                _constant(step, known)
-            elif isinstance(step, Loop):
-                known |= _constants_of(step, known)
-        return known
 
     def _between(
         self,
@@ -170,7 +165,7 @@ class Segments:
         if loop is not None:
             assert start is not None
             inner = _turn(loop, turn, known) | {start.variable: value}
-            named = Turn(_number(loop, start.turn), 0, blocks)
+            named = Turn(_number(loop, start.turn), start.before, blocks)
             if end.loop is loop and end.turn == start.turn:
                 run_steps(loop.body.steps[start.inside : end.inside], rules, inner, named, passed=number)
                 return read(end.variable, inner)
@@ -190,14 +185,16 @@ class Segments:
         entering = _active(loop.inputs[loop.consts : loop.consts + loop.carry])
         return self._enter(end, known, read(entering, known), rules, number, end.turn)
 
-    def _enter(self, end: Cut, known: Mapping[Variable, Any], carried: Any, rules: Rules, number: int, turn: Any) -> Any:
+    def _enter(
+        self, end: Cut, known: Mapping[Variable, Any], carried: Any, rules: Rules, number: int, turn: Any
+    ) -> Any:
         """From the beginning of a turn of a loop to a cut in it."""
         loop = end.loop
         assert loop is not None
         variable = _active(loop.body.inputs[loop.consts : loop.consts + loop.carry])
         (carried,) = typed([variable], [carried])
         inner = _turn(loop, turn, known) | {variable: carried}
-        of = Turn(_number(loop, end.turn), 0, len(self.cuts) - 1)
+        of = Turn(_number(loop, end.turn), end.before, len(self.cuts) - 1)
         run_steps(loop.body.steps[: end.inside], rules, inner, of, passed=number)
         return read(end.variable, inner)
 
@@ -212,6 +209,17 @@ def _number(loop: Loop, turn: int) -> int:
     return loop.length - 1 - turn if loop.equations[0].params["reverse"] else turn
 
 
+def constants(program: Recognised, values: Sequence[Any]) -> dict[Variable, Any]:
+    """What is known of a program before activations are: its inputs, but those that are None, and what they make."""
+    known = {v: x for v, x in zip(program.inputs, values, strict=True) if x is not None}
+    for step in program.steps:
+        if step.operation is None:
+            _constant(step, known)
+        elif isinstance(step, Loop):
+            known |= _constants_of(step, known)
+    return known
+
+
 def _constant(step: Step, known: dict[Variable, Any]) -> None:
     """Compute what does not depend on the example, if all is known that it reads: it may be a choice by activations."""
     if all(v.constant is not None or v in known for v in step.inputs):
@@ -223,9 +231,7 @@ def _are_apart(found: Segments) -> bool:
     program = found.program
     fixed = _fixed(program.steps, {v for v in program.inputs if not v.active})
     for loop in (step for step in program.steps if isinstance(step, Loop)):
-        given = zip(loop.body.inputs, loop.inputs, strict=True)
-        inside = {i for i, o in given if not i.active and (o in fixed or o.constant is not None)}
-        inner = _fixed(loop.body.steps, inside)
+        inner = _fixed_inside(loop, fixed)
         if loop.body.sites and not all(v in inner or v.constant is not None for *_, v in _carried(loop)):
             return False
         fixed |= inner
@@ -257,8 +263,21 @@ def _fixed(steps: Sequence[Step], given: set[Variable]) -> set[Variable]:
         if step.operation is None and all(v.constant is not None or v in found for v in step.inputs):
             found.update(step.outputs)
         elif isinstance(step, Loop):
-            found.update(v for v in step.outputs if not v.active)
+            inner = _fixed_inside(step, found)
+            found.update(o for o, v in zip(step.outputs, step.body.outputs, strict=True) if v in inner and not o.active)
     return found
+
+
+def _fixed_inside(loop: Loop, fixed: set[Variable]) -> set[Variable]:
+    """What depends on no activations in the body of a loop."""
+    given = zip(loop.body.inputs, loop.inputs, strict=True)
+    found = {i for i, o in given if not i.active and (o in fixed or o.constant is not None)}
+    while True:
+        inner = _fixed(loop.body.steps, found)
+        turned = {i for _, i, after in _carried(loop) if after not in inner and after.constant is None}
+        if not turned & found:
+            return inner
+        found -= turned  # what is carried may depend on activations from the second turn on
 
 
 def _carried(loop: Loop) -> list[tuple[Variable, Variable, Variable]]:
@@ -274,8 +293,11 @@ def _inactive(loop: Loop) -> list[Step]:
 
 def _constants_of(loop: Loop, known: Mapping[Variable, Any]) -> dict[Variable, Any]:
     """What a loop gives that does not depend on the example, and what it carries of it before each turn."""
+    inside = _fixed_inside(loop, set(known))
     carried = _carried(loop)
-    made = [(o, v) for o, v in zip(loop.outputs, loop.body.outputs, strict=True) if not v.active]
+    if not all(v in inside or v.constant is not None for *_, v in carried):
+        return {}
+    made = [(o, v) for o, v in zip(loop.outputs, loop.body.outputs, strict=True) if v in inside and not o.active]
     if not carried and not made:
         return {}
     params = loop.equations[0].params
@@ -292,9 +314,7 @@ def _constants_of(loop: Loop, known: Mapping[Variable, Any]) -> dict[Variable, A
         return after, (state, [read(v, inner) for _, v in made])
 
     first = typed([i for _, i, _ in carried], [read(o, known) for o, *_ in carried])
-    last, (states, stacked) = jax.lax.scan(
-        turn, first, [x for _, x in given], loop.length, reverse=params["reverse"]
-    )
+    last, (states, stacked) = jax.lax.scan(turn, first, [x for _, x in given], loop.length, reverse=params["reverse"])
     found: dict[Variable, Any] = dict(zip((i for _, i, _ in carried), states, strict=True))
     ends = dict(zip((v for *_, v in carried), last, strict=True))
     for (outer, inner), values in zip(made, stacked, strict=True):
@@ -346,7 +366,12 @@ def segments(program: Recognised, example: int, stage: Stage | None, leaving: Va
             return None
         places = {v: i + 1 for i, s in enumerate(step.body.steps) for v in s.outputs}
         place = program.steps.index(step)
-        cuts += [Cut(v, place, step, turn, places.get(v, 0)) for turn in range(step.length) for v, _ in inner]
+        n = len(cuts)
+        cuts += [
+            Cut(v, place, step, turn, places.get(v, 0), n + turn * len(inner))
+            for turn in range(step.length)
+            for v, _ in inner
+        ]
         runs += [step.length - 1] * (step.length > 1) + [1] if len(inner) == 1 else [1] * (step.length * len(inner))
     last = cuts[-1]
     end = leaving if leaving is not None and made.get(leaving, 0) > last.place else program.outputs[0]

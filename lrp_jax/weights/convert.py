@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrp_jax.checks import listed, pair
-from lrp_jax.vit import Params, ViT
+from lrp_jax.model import Params
+from lrp_jax.vit import ViT
 from lrp_jax.vit_config import ViTConfig
 from lrp_jax.weights.config_files import read_config_files
 from lrp_jax.weights.configure import (

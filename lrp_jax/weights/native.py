@@ -23,7 +23,8 @@ import safetensors.numpy
 
 from lrp_jax.checks import check_model, listed
 from lrp_jax.files import DATA, plain, replacing
-from lrp_jax.vit import Params, ViT
+from lrp_jax.model import Params
+from lrp_jax.vit import ViT
 from lrp_jax.vit_config import ViTConfig
 
 _FORMAT = "lrp_jax.vit.1"

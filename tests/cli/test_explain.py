@@ -218,7 +218,7 @@ import jax, lrp_jax
 
 def traced():  # channels first, which pictures do not have
     model, params = lrp_jax.load("demo")
-    apply = lambda p, x: jax.vmap(lambda image: model.apply({"params": p}, image.transpose(1, 2, 0))[0])(x)
+    apply = lambda p, x: jax.vmap(lambda image: model.apply({"params": p}, image.transpose(1, 2, 0)))(x)
     shape = jax.ShapeDtypeStruct((1, 3, 64, 64), "float32")
     return lrp_jax.trace(apply, params, shape), params, model.config, model.config
 

@@ -5,7 +5,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from helpers import drawn, lines
+from helpers import Wrapped, drawn, lines
 from PIL import Image
 
 import lrp_jax
@@ -53,7 +53,7 @@ def test_an_interrupted_run_goes_on(small, tmp_path):
 def test_only_what_is_classified_right(small, tmp_path):
     model, params = small
     missed = DigitDataset(12)
-    order = {i: np.argsort(-classify(model, params, missed.sample(i).image)[0]) for i in range(12)}
+    order = {i: np.argsort(-classify(model, params, missed.sample(i).image)) for i in range(12)}
 
     class HalfRight(DigitDataset):
         def sample(self, i):
@@ -185,24 +185,6 @@ def test_what_a_protocol_needs_is_named(single, imagenet, masked, tmp_path):
     with pytest.raises(ValueError, match=r"has the classes .*, the model 0 to 2"):
         evaluate.perturbation(model, drawn(model), DigitDataset(2), tmp_path / "d", method="raw_attention")
     assert not any((tmp_path / name).exists() for name in "abcd")
-
-
-@dataclasses.dataclass(frozen=True)
-class Wrapped:
-    """A model without a configuration."""
-
-    vit: lrp_jax.ViT
-
-    @property
-    def grid(self):
-        return self.vit.grid
-
-    @property
-    def readout(self):
-        return self.vit.readout
-
-    def forward(self, params, image, taps, rules):
-        return self.vit.forward(params, image, taps, rules)
 
 
 PREPROCESSING = lrp_jax.Preprocessing(image_size=64)

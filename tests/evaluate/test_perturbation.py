@@ -34,7 +34,7 @@ def test_perturbation_is_a_loop_over_images(small, tmp_path, explained):
                 for step in range(11):
                     pixels = image.reshape(-1, 3).copy()
                     pixels[order[: int(4096 * (step / 10))]] = -1
-                    logits = classify(model, params, pixels.reshape(64, 64, 3))[0]
+                    logits = classify(model, params, pixels.reshape(64, 64, 3))
                     hits.append(label in np.argsort(-logits)[:2])
                     probabilities.append(1 / (1 + np.exp(-logits[label])))
                 curves[name].append(hits[:10])
@@ -44,7 +44,7 @@ def test_perturbation_is_a_loop_over_images(small, tmp_path, explained):
             pixels, probabilities = blurred.reshape(-1, 3), []
             for step in range(11):
                 pixels[order[: int(4096 * (step / 10))]] = image.reshape(-1, 3)[order[: int(4096 * (step / 10))]]
-                logits = classify(model, params, pixels.reshape(64, 64, 3))[0]
+                logits = classify(model, params, pixels.reshape(64, 64, 3))
                 probabilities.append(1 / (1 + np.exp(-logits[label])))
             chances["insertion"].append(probabilities)
     for name, hits in curves.items():

@@ -9,8 +9,8 @@ from helpers import logit, small_images, small_model
 from PIL import Image
 
 import lrp_jax
-from lrp_jax.walk import forward
 from lrp_jax.methods.masking import rise_mask
+from lrp_jax.walk import forward
 
 
 def test_occlusion_of_an_image_one_patch_high():

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import CASES, GOLDEN, relative_error, small_images, small_model
+from helpers import CASES, GOLDEN, Wrapped, at_blocks, relative_error, small_images, small_model
 
 import lrp_jax
 from lrp_jax.rules import ATTNLRP, CP_LRP, GRADIENT, LIBRAGRAD, Where, composite, with_gamma
-from lrp_jax.signals import signals_at_blocks, signals_at_pixels
+from lrp_jax.signals import signals_at_pixels, walk
+from lrp_jax.walk import Fold
 
 
 @pytest.fixture(scope="module")
@@ -121,9 +122,9 @@ def test_ablations_equal_the_authors(golden, golden_model, golden_images, modern
         if name == "libra_softmax":  # from the probability, whose gradient by the logits is p (e - p)
             p = jax.nn.softmax(modern[f"case{case}/logits"])
             weights = p[target] * (weights - p)
-        found = signals_at_blocks(model, params, image, jnp.asarray(weights)[None], rules)
+        found = at_blocks(model, params, image, jnp.asarray(weights)[None], rules)
         expected = modern[f"case{case}/{name}/patches"]
-        assert relative_error(found.relevance[0, 0].reshape(-1), expected) < EXACT
+        assert relative_error(found[0, 0].reshape(-1), expected) < EXACT
 
 
 def test_attention_gradient_equals_the_authors(golden, golden_model, golden_images, modern):
@@ -151,18 +152,16 @@ def test_pixels_of_one_sign_equal_the_authors(golden, golden_model, golden_image
 def test_cams_of_tokens_equal_the_authors(golden, golden_model, golden_images, modern):
     """LibraGrad's XGradCAM+: each channel by its gradient, averaged over tokens by their absolute values."""
     model, params = golden_model
-    zeros = model.blocks[0].zeros().astype(jnp.float64)
+
+    def cam(state, x, relevance, rows):
+        weights = (relevance[0] * jnp.sign(x)).sum(axis=0) / abs(x).sum(axis=0)  # the gradient times |x|
+        return (x @ weights,)
+
+    fold = Fold(cam, lambda heads, tokens: ((tokens,),))
     for case in CASES:
-        image, target = golden_images[golden[f"case{case}/image"]], int(golden[f"case{case}/target"])
-
-        def run(added, image=image, target=target):
-            logits, _, (tokens,) = model.forward_through(params, image, None, LIBRAGRAD, model.blocks, [added])
-            return logits[target], tokens
-
-        _, pull, x = jax.vjp(run, zeros, has_aux=True)
-        (g,) = pull(1.0)
-        weights = (g * abs(x)).sum(axis=1, keepdims=True) / abs(x).sum(axis=1, keepdims=True)
-        assert relative_error((weights * x).sum(axis=(0, 2)), modern[f"case{case}/libra/xgradcam_plus"]) < WITH_EPSILON
+        image, target = golden_images[golden[f"case{case}/image"]], golden[f"case{case}/target"]
+        (found,) = walk(model, params, image, target[None], LIBRAGRAD, tokens=fold).tokens
+        assert relative_error(found[0].sum(axis=0), modern[f"case{case}/libra/xgradcam_plus"]) < WITH_EPSILON
 
 
 @pytest.mark.parametrize("rules", ["cp_lrp", "libragrad"])
@@ -173,8 +172,8 @@ def test_the_logit_is_conserved_without_biases(rules):
     e = lrp_jax.explain(model, params, images, method="raw_attention")
     logits = np.take_along_axis(np.asarray(e.logits), np.asarray(e.targets), axis=1)
     for image, logit in zip(images, logits, strict=True):
-        found = jax.jit(lambda i: signals_at_blocks(model, params, i, None, rules))(image)
-        np.testing.assert_allclose(found.relevance.sum((2, 3))[0], np.full(3, logit), rtol=1e-10)
+        found = jax.jit(lambda i: at_blocks(model, params, i, None, rules))(image)
+        np.testing.assert_allclose(found.sum((2, 3))[0], np.full(3, logit), rtol=1e-10)
 
 
 @pytest.mark.parametrize("at", ["patches", "pixels"])
@@ -233,8 +232,8 @@ def test_bad_options():
     with pytest.raises(ValueError, match="start_layer must be a block, 0 to 2; got 3"):
         lrp_jax.explain(model, params, small_images(1), method="gated_lrp", start_layer=3)
 
-    class Plain:
-        grid, readout, forward = model.grid, model.readout, model.forward
+    class Without(Wrapped):
+        depth = ()
 
-    with pytest.raises(ValueError, match="no tokens to read relevance at, where they enter"):
-        lrp_jax.explain(Plain(), params, small_images(1), method="attnlrp")
+    with pytest.raises(ValueError, match="no tokens to read relevance at, it has no blocks; attnlrp"):
+        lrp_jax.explain(Without(model), params, small_images(1), method="attnlrp")

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import lrp_jax
-from lrp_jax.walk import forward
 from lrp_jax.rules import ATTNLRP, base, with_gamma
+from lrp_jax.tracing.interpret import run
+from lrp_jax.walk import forward
 
 pytestmark = pytest.mark.usefixtures("as_users")
 
@@ -258,7 +259,7 @@ def recorded(apply, params):
         base.GRADIENT, dense=dense, patch_embed=dense, **{name: kept(name) for name in ("matmul", "add", "mean")}
     )
     model = lrp_jax.trace(apply, params, X)
-    found = {"logits": forward(model, params, jnp.asarray(X[0]), rules)}
+    found = {"logits": run(model.program, rules, model.inputs(params, jnp.asarray(X[0])))[0][0]}
     found |= {f"{k} inputs": np.array(sorted(map(tuple, np.round(c, 9)))) for k, c in columns.items()}
     return found | others
 

@@ -141,9 +141,7 @@ CASES += [
 @pytest.mark.parametrize(("fields", "rules"), CASES)
 def test_a_traced_vit_is_the_vit(fields, rules):
     model, params = small_model(num_classes=3, **FIELDS | fields)
-    traced = lrp_jax.trace(
-        lambda p, x: jax.vmap(lambda image: model.apply({"params": p}, image)[0])(x), params, images()
-    )
+    traced = lrp_jax.trace(lambda p, x: jax.vmap(lambda image: model.apply({"params": p}, image))(x), params, images())
     assert traced.grid == model.grid
     if model.readout is None:
         assert traced.readout is None
@@ -167,9 +165,7 @@ TOKENS = {
 @pytest.mark.parametrize("readout", READOUTS)
 def test_what_is_read_at_tokens_is_that_of_the_vit(readout, name):
     model, params = small_model(num_classes=3, **FIELDS | READOUTS[readout])
-    traced = lrp_jax.trace(
-        lambda p, x: jax.vmap(lambda image: model.apply({"params": p}, image)[0])(x), params, images()
-    )
+    traced = lrp_jax.trace(lambda p, x: jax.vmap(lambda image: model.apply({"params": p}, image))(x), params, images())
     if name.startswith("LeGrad") and readout in ("class", "registers", "distilled", "gated"):  # of few tokens
         with pytest.raises(ValueError, match="the last block must compute all tokens, float64"):
             lrp_jax.explain(traced, params, images(), TARGETS, **TOKENS[name])
