@@ -244,12 +244,31 @@ class Maps(NamedTuple):
         heads: h.
         tokens: N.
         dtype: their dtype.
+        of_blocks: how many of them each block has.
     """
 
     layers: int
     heads: int
     tokens: int
     dtype: Any
+    of_blocks: tuple[int, ...]
+
+    def block(self, layer: int) -> int:
+        """The block whose first map has a number, which may be that of a pooling attention; or a ValueError."""
+        before = [sum(self.of_blocks[:i]) for i in range(len(self.of_blocks) + 1)]
+        if layer not in before:
+            raise ValueError(
+                f"attention {layer} is not the first of its block, which computes several: give one of {before}."
+            )
+        return before.index(layer)
+
+    def check_single(self) -> None:
+        """Refuse several maps in a block, for what is kept of each block."""
+        for i, count in enumerate(self.of_blocks):
+            if count > 1:
+                raise ValueError(
+                    f"block {i} computes {count} attentions, for which there are rollouts; this needs one in each block."
+                )
 
 
 class _Shapes:
@@ -276,15 +295,16 @@ def check_attention(model: Model, params: Params, image: Array) -> Maps:
         ValueError: it has none, or not one in each block.
     """
     why = ask(model, "without_attention")
-    runs, found, given = depth(model), [], ask(model, "bound")(params, image)
+    runs, given = depth(model), ask(model, "bound")(params, image)
+    found: list[Array] = []
+    of_blocks: list[int] = []
 
     def of_run(x: Array, first: int, times: int) -> Array:
         maps = _Shapes()
         i = jnp.asarray(first) if times > 1 else first
         y = model.block(given, i, x, dataclasses.replace(ask(model, "rules_at")(first, GRADIENT), see=maps))
-        if len(maps.found) > 1:
-            raise ValueError(f"block {first} computes {len(maps.found)} attentions: a block has one.")
         found.extend([m for m in maps.found for _ in range(times)])
+        of_blocks.extend([len(maps.found)] * times)
         return y
 
     def of_all(image: Array) -> Array:
@@ -293,20 +313,20 @@ def check_attention(model: Model, params: Params, image: Array) -> Maps:
             x, first = of_run(x, first, times), first + times
         pooling = _Shapes()
         logits = model.read(given, x, dataclasses.replace(GRADIENT, see=pooling))
-        if len(found) == sum(runs) and model.readout is None:
+        if all(of_blocks) and model.readout is None:
             found.extend(pooling.found)
         return logits
 
     if not why:
         check_chain(model)
         jax.eval_shape(of_all, image)
-        if not found or len(found) < sum(runs):
-            why = f"{len(found)} of its {sum(runs)} blocks call rules.attention"
+        if not found or not all(of_blocks):
+            why = f"{sum(map(bool, of_blocks))} of its {sum(runs)} blocks call rules.attention"
     if why:
         explained = ask(model, "explains")
         raise ValueError(f"the model has no attention maps, {why}: use a method of the {explained}, as full_lrp.")
     first = found[0]
-    return Maps(len(found), first.shape[-3] if first.ndim > 2 else 1, first.shape[-1], first.dtype)
+    return Maps(len(found), first.shape[-3] if first.ndim > 2 else 1, first.shape[-1], first.dtype, tuple(of_blocks))
 
 
 def check_tokens(model: Model) -> None:

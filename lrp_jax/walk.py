@@ -88,16 +88,15 @@ class Links(NamedTuple):
         fold = self.of_attention
         assert fold is not None
         if not fold.carried:
-            return Reader(fold.read, tuple(kept), ((),) * self.alone, fold.given, self.alone)
+            return Reader(fold.read, tuple(kept), ((),) * self.alone, fold.given, self.alone, left=[])
         shapes = ((1,),) * len(state) if is_pooling else tuple(x.shape for x in state)
-        return Reader(fold.read, state, shapes, fold.given, self.alone)
+        return Reader(fold.read, state, shapes, fold.given, self.alone, passes=not is_pooling)
 
-    def after(self, state: tuple[Array, ...], reader: Reader, *, is_pooling: bool = False) -> tuple[Array, ...]:
+    def after(self, state: tuple[Array, ...], reader: Reader) -> tuple[Array, ...]:
         """What is carried from a block whose attention was read."""
-        if not (self.is_carried or self.alone):
-            return state
-        begin = [] if is_pooling and self.is_carried else [state]
-        return tuple(map(sum, zip(*begin, *reader.left, strict=True)))  # type: ignore[arg-type]
+        if self.is_carried:
+            return reader.links
+        return (sum(reader.left or (), state[0]),) if self.alone else state
 
 
 def links_of(
@@ -130,10 +129,13 @@ def links_of(
     if attention is not None:
         maps = check_attention(model, params, image)
         start = range(maps.layers)[start]
+        if not attention.carried:
+            maps.check_single()
+        pooling, start = maps.layers > sum(maps.of_blocks), maps.block(start)
         each = () if attention.carried else (maps.layers - start,)
         zeros = tuple(jnp.zeros((*each, *shape), maps.dtype) for shape in attention.shapes(maps.heads, maps.tokens))
         attention = attention._replace(read=_of_relevance(attention.read, sets))
-        links = links._replace(of_attention=attention, attention=zeros, start=start, pooling=maps.layers > blocks)
+        links = links._replace(of_attention=attention, attention=zeros, start=start, pooling=pooling)
     if tokens is not None:
         entering = jax.eval_shape(lambda image: model.embed(params, image, GRADIENT), image)
         zeros = tuple(jnp.zeros((blocks, *s), entering.dtype) for s in tokens.shapes(1, entering.shape[0]))
@@ -175,7 +177,7 @@ def run(model: Model, params: Params, image: Array, rules: Rules, links: Links) 
         return model.read(params, tokens, rules), state
     reader = links.reader(state, [x[-1] for x in links.attention], is_pooling=True)
     logits = model.read(params, tokens, dataclasses.replace(rules, see=reader))
-    return logits, links.after(state, reader, is_pooling=True)
+    return logits, links.after(state, reader)
 
 
 def _blocks(
@@ -196,7 +198,7 @@ def _blocks(
     def step(carried: Any, each: Any) -> tuple[Any, None]:
         (x, state), (i, of_tokens, of_attention) = carried, each
         if links.of_tokens is not None:
-            x = Reader(links.of_tokens.read, tuple(of_tokens), given=links.of_tokens.given)(x)
+            x = Reader(links.of_tokens.read, tuple(of_tokens), given=links.of_tokens.given, left=[])(x)
         if links.apart is not None:
             x = jax.lax.stop_gradient(x)
         if fold is None:

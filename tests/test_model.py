@@ -141,11 +141,14 @@ def test_attention_that_nobody_sees_is_told(params):
         lrp_jax.attention_signals(model, params, IMAGES)
 
 
-def test_a_block_has_one_attention(params):
-    for method in ("transformer_attribution", "attention_rollout"):
-        with pytest.raises(ValueError, match="block 0 computes 2 attentions: a block has one"):
+def test_a_block_of_two_attentions_has_rollouts_alone(params):
+    apart = ByHand("two"), ByHand()
+    for method in ("raw_attention", "attention_gradcam", "legrad"):
+        with pytest.raises(ValueError, match="block 0 computes 2 attentions, for which there are rollouts"):
             lrp_jax.explain(ByHand("two"), params, IMAGES, method=method)
-    assert np.abs(lrp_jax.explain(ByHand("two"), params, IMAGES, method="full_lrp").relevance).max() > 0
+    for method in ("transformer_attribution", "attention_rollout", "full_lrp"):
+        maps = [lrp_jax.explain(model, params, IMAGES, method=method).relevance for model in apart]
+        assert np.abs(maps[0] - maps[1]).max() > 0
 
 
 #: Methods that look at blocks, and their options.

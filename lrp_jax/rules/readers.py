@@ -26,7 +26,7 @@ from lrp_jax.rules.paired import AXIS
 Read = Callable[..., tuple[Array, ...]]
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Reader:
     """What reads a value; for a model that :func:`lrp_jax.rules.paired.vjp` runs, with ``copies``.
 
@@ -36,7 +36,8 @@ class Reader:
         leaving: the shapes of its state.
         given: arrays that ``read`` needs.
         alone: whether nothing is sent to the values that are read.
-        left: zeros whose cotangents are the state, of each value that was read.
+        passes: whether the links are carried on beside what is found.
+        left: zeros that make what is found depend on what leaves; None: the links are carried.
     """
 
     read: Read
@@ -44,7 +45,8 @@ class Reader:
     leaving: tuple[tuple[int, ...], ...] = ()
     given: tuple[Array, ...] = ()
     alone: bool = False
-    left: list[Sequence[Array]] = dataclasses.field(default_factory=list)
+    passes: bool = True
+    left: list[Array] | None = None
 
     def __call__(self, value: Array) -> Array:
         """The value, unchanged."""
@@ -63,7 +65,10 @@ class Reader:
 
     def seen(self, found: Sequence[Array]) -> None:
         """See :class:`lrp_jax.rules.attention.See`."""
-        self.left.append(found)
+        if self.left is None:
+            self.links = tuple(map(jnp.add, self.links, found)) if self.passes else tuple(found)
+        else:
+            self.left += found
 
 
 class _Read(NamedTuple):
@@ -101,7 +106,14 @@ def _batched(axis: Any, arrays: Sequence[Array], axes: Sequence[int | None], **p
         jnp.broadcast_to(x, (axis.size, *x.shape)) if a is None else x
         for x, a in zip(others[:links], axes[1:], strict=False)
     ]
-    found = _copies(parameters["read"], parameters["leaving"], axes[0] is not None, value, tuple(others), tuple(given))
+    found = _copies(
+        parameters["read"],
+        (parameters["leaving"], tuple((x.shape, x.dtype) for x in others)),
+        axes[0] is not None,
+        value,
+        tuple(others),
+        tuple(given),
+    )
     return found, [None if axes[0] is None else 0, *[0] * (len(found) - 1)]
 
 
@@ -113,23 +125,26 @@ batching.fancy_primitive_batchers[looked] = _batched
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _copies(
-    read: Read, leaving: Any, copied: bool, value: Array, links: tuple[Array, ...], given: tuple[Array, ...]
+    read: Read, shapes: Any, copied: bool, value: Array, links: tuple[Array, ...], given: tuple[Array, ...]
 ) -> list[Array]:
-    """A value that is copied for each rule set, and zeros for the state."""
+    """A value that is copied for each rule set, and zeros for the state; ``shapes`` are of the state and the links."""
+    leaving, _ = shapes
     return [value, *(jnp.zeros((len(links[0]), *shape), value.dtype) for shape in leaving)]
 
 
 def _forward(
-    read: Read, leaving: Any, copied: bool, value: Array, links: tuple[Array, ...], given: tuple[Array, ...]
+    read: Read, shapes: Any, copied: bool, value: Array, links: tuple[Array, ...], given: tuple[Array, ...]
 ) -> tuple[list[Array], Any]:
-    return _copies(read, leaving, copied, value, links, given), (value[0] if copied else value, links, given)
+    return _copies(read, shapes, copied, value, links, given), (value[0] if copied else value, given)
 
 
-def _backward(read: Read, leaving: Any, copied: bool, residuals: Any, cotangents: Sequence[Array]) -> Any:
-    value, links, given = residuals
+def _backward(read: Read, shapes: Any, copied: bool, residuals: Any, cotangents: Sequence[Array]) -> Any:
+    (value, given), (_, links) = residuals, shapes
     sent, *state = cotangents
     found = read(tuple(x[0] for x in state), value, tuple(sent) if copied else (sent,), *given)
-    of_links = tuple(jnp.zeros_like(link).at[0].set(x.astype(link.dtype)) for link, x in zip(links, found, strict=True))
+    of_links = tuple(
+        jnp.zeros(shape, dtype).at[0].set(x.astype(dtype)) for (shape, dtype), x in zip(links, found, strict=True)
+    )
     return sent if copied else None, of_links, None
 
 

@@ -134,7 +134,7 @@ def with_accounts(rules: Rules, account: Callable[[Entry], Array]) -> Rules:
             total = (sent[0] * value if rules.times_values else sent[0]).sum()
             return (jnp.zeros(2, total.dtype).at[column].set(total),)
 
-        return Reader(read, (account(entry),))
+        return Reader(read, (account(entry),), left=[])
 
     def change(rules: Rules, place: dict[str, Any]) -> Rules:
         def counted(kind: str) -> Operation:

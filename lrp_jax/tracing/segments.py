@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array
 
 from lrp_jax.program import Variable
-from lrp_jax.rules import Rules
+from lrp_jax.rules import GRADIENT, Rules
 from lrp_jax.tracing.interpret import Turn, read, run_steps
 from lrp_jax.tracing.layout import Stage
 from lrp_jax.tracing.places import block_starts
@@ -54,12 +54,23 @@ class Segments:
         cuts: what enters each block, and at last what leaves the last one, or the output.
         axes: of these values, those of tokens.
         depth: how many blocks each loop runs, see :class:`lrp_jax.Model`.
+        lent: choices by activations before the first block that later ones read, as a mask.
     """
 
     program: Recognised
     cuts: Sequence[Cut]
     axes: tuple[int, ...]
     depth: tuple[int, ...]
+    lent: frozenset[Variable] = frozenset()
+
+    def known(self, values: Sequence[Any]) -> dict[Variable, Any]:
+        """What is known in all blocks, of the values of the program's inputs."""
+        known = constants(self.program, values)
+        if self.lent:
+            before = dict(known)
+            run_steps(self.program.steps[: self.cuts[0].place], GRADIENT, before, Turn(blocks=len(self.cuts) - 1))
+            known |= {v: before[v] for v in self.lent}
+        return known
 
     def tokens(self, value: Array) -> Array:
         """A value at a cut as ``[N, D]``."""
@@ -92,9 +103,7 @@ class Segments:
         """
         start, end = self.cuts[first], self.cuts[first + 1]
         turn = start.turn if isinstance(i, int) else start.turn + (i - first)
-        found = self._between(
-            start, end, constants(self.program, values), self.value(tokens, start), rules, first, turn
-        )
+        found = self._between(start, end, self.known(values), self.value(tokens, start), rules, first, turn)
         return self.tokens(found) if first + 2 < len(self.cuts) or self.ends else found.reshape(-1)
 
     @property
@@ -112,7 +121,7 @@ class Segments:
                 f"the last block must compute all tokens, {self.cuts[0].variable}; it computes {cut.variable}, those "
                 "that the head reads."
             )
-        known = constants(self.program, values) | {cut.variable: self.value(tokens, cut)}
+        known = self.known(values) | {cut.variable: self.value(tokens, cut)}
         blocks = len(self.cuts) - 1
         run_steps(self.program.steps[cut.place :], rules, known, Turn(blocks=blocks), passed=blocks)
         return read(self.program.outputs[0], known).reshape(-1)
@@ -226,24 +235,29 @@ def _constant(step: Step, known: dict[Variable, Any]) -> None:
         known |= zip(step.outputs, step.equations[0].call(*(read(v, known) for v in step.inputs)), strict=True)
 
 
-def _are_apart(found: Segments) -> bool:
-    """Whether blocks read nothing of each other but what enters them, and what depends on no activations."""
-    program = found.program
-    fixed = _fixed(program.steps, {v for v in program.inputs if not v.active})
+def _lent(found: Segments) -> frozenset[Variable] | None:
+    """What later blocks read of choices before the first one; None, if they read more of each other than the tokens."""
+    program, lent = found.program, set[Variable]()
+    before = program.steps[: found.cuts[0].place]
+    chosen = {v for step in before if step.operation is None for v in step.outputs}
+    fixed = _fixed(program.steps, set(program.inputs))
     for loop in (step for step in program.steps if isinstance(step, Loop)):
-        inner = _fixed_inside(loop, fixed)
+        lent |= {v for v in loop.inputs if v in chosen - fixed} if loop.body.sites else set()
+        inner = _fixed_inside(loop, fixed | chosen)
         if loop.body.sites and not all(v in inner or v.constant is not None for *_, v in _carried(loop)):
-            return False
+            return None
         fixed |= inner
     for i in range(len(found.cuts) - 1):
         known = {found.cuts[i].variable}
         for steps, _ in found.steps(i):
             for step in steps:
-                if not all(v.constant is not None or v in known or v in fixed for v in step.inputs):
-                    return False
+                read = {v for v in step.inputs if v.constant is None and v not in known and v not in fixed}
+                if read - chosen:
+                    return None
+                lent |= read
                 known.update(step.outputs)
             known = _passed(found.cuts[i], found.cuts[i + 1])
-    return True
+    return frozenset(lent)
 
 
 def _passed(start: Cut, end: Cut) -> set[Variable]:
@@ -357,6 +371,8 @@ def segments(program: Recognised, example: int, stage: Stage | None, leaving: Va
     runs: list[int] = []
     for variable, step in starts:
         if isinstance(step, Site):
+            if cuts and cuts[-1].variable is variable:
+                continue  # a block of several attentions
             cuts.append(Cut(variable, made.get(variable, 0)))
             runs.append(1)
             continue
@@ -379,7 +395,8 @@ def segments(program: Recognised, example: int, stage: Stage | None, leaving: Va
         return None
     cuts.append(Cut(end, made.get(end, 0)))
     found = Segments(program, cuts, stage.axes, tuple(runs))
-    return found if _are_apart(found) else None
+    lent = _lent(found)
+    return None if lent is None else dataclasses.replace(found, lent=lent)
 
 
 def _is_chain(loop: Loop) -> bool:
