@@ -267,7 +267,7 @@ class Maps(NamedTuple):
         for i, count in enumerate(self.of_blocks):
             if count > 1:
                 raise ValueError(
-                    f"block {i} computes {count} attentions, for which there are rollouts; this needs one in each block."
+                    f"block {i} computes {count} attentions, for which there are rollouts; this needs one in each."
                 )
 
 

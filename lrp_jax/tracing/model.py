@@ -18,9 +18,10 @@ from lrp_jax.program import Variable
 from lrp_jax.rules import GRADIENT, Rules
 from lrp_jax.rules.taps import everywhere
 from lrp_jax.tracing import given, layout, report
+from lrp_jax.tracing.constants import constants
 from lrp_jax.tracing.interpret import Turn, read, run, run_steps
 from lrp_jax.tracing.reading import Reading, wanted
-from lrp_jax.tracing.segments import Segments, between, constants, segments
+from lrp_jax.tracing.segments import Segments, between, segments
 from lrp_jax.tracing.steps import Recognised, Site
 
 Params = Any

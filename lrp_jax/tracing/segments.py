@@ -11,12 +11,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from jax import Array
 
 from lrp_jax.program import Variable
 from lrp_jax.rules import GRADIENT, Rules
+from lrp_jax.tracing.constants import carried_of, constants, fixed_inside, fixed_of, in_turn
 from lrp_jax.tracing.interpret import Turn, read, run_steps
 from lrp_jax.tracing.layout import Stage
 from lrp_jax.tracing.places import block_starts
@@ -173,7 +173,7 @@ class Segments:
             loop, place = start.loop, start.place
         if loop is not None:
             assert start is not None
-            inner = _turn(loop, turn, known) | {start.variable: value}
+            inner = in_turn(loop, turn, known) | {start.variable: value}
             named = Turn(_number(loop, start.turn), start.before, blocks)
             if end.loop is loop and end.turn == start.turn:
                 run_steps(loop.body.steps[start.inside : end.inside], rules, inner, named, passed=number)
@@ -202,7 +202,7 @@ class Segments:
         assert loop is not None
         variable = _active(loop.body.inputs[loop.consts : loop.consts + loop.carry])
         (carried,) = typed([variable], [carried])
-        inner = _turn(loop, turn, known) | {variable: carried}
+        inner = in_turn(loop, turn, known) | {variable: carried}
         of = Turn(_number(loop, end.turn), end.before, len(self.cuts) - 1)
         run_steps(loop.body.steps[: end.inside], rules, inner, of, passed=number)
         return read(end.variable, inner)
@@ -218,33 +218,16 @@ def _number(loop: Loop, turn: int) -> int:
     return loop.length - 1 - turn if loop.equations[0].params["reverse"] else turn
 
 
-def constants(program: Recognised, values: Sequence[Any]) -> dict[Variable, Any]:
-    """What is known of a program before activations are: its inputs, but those that are None, and what they make."""
-    known = {v: x for v, x in zip(program.inputs, values, strict=True) if x is not None}
-    for step in program.steps:
-        if step.operation is None:
-            _constant(step, known)
-        elif isinstance(step, Loop):
-            known |= _constants_of(step, known)
-    return known
-
-
-def _constant(step: Step, known: dict[Variable, Any]) -> None:
-    """Compute what does not depend on the example, if all is known that it reads: it may be a choice by activations."""
-    if all(v.constant is not None or v in known for v in step.inputs):
-        known |= zip(step.outputs, step.equations[0].call(*(read(v, known) for v in step.inputs)), strict=True)
-
-
 def _lent(found: Segments) -> frozenset[Variable] | None:
     """What later blocks read of choices before the first one; None, if they read more of each other than the tokens."""
     program, lent = found.program, set[Variable]()
     before = program.steps[: found.cuts[0].place]
     chosen = {v for step in before if step.operation is None for v in step.outputs}
-    fixed = _fixed(program.steps, set(program.inputs))
+    fixed = fixed_of(program.steps, set(program.inputs))
     for loop in (step for step in program.steps if isinstance(step, Loop)):
         lent |= {v for v in loop.inputs if v in chosen - fixed} if loop.body.sites else set()
-        inner = _fixed_inside(loop, fixed | chosen)
-        if loop.body.sites and not all(v in inner or v.constant is not None for *_, v in _carried(loop)):
+        inner = fixed_inside(loop, fixed | chosen)
+        if loop.body.sites and not all(v in inner or v.constant is not None for *_, v in carried_of(loop)):
             return None
         fixed |= inner
     for i in range(len(found.cuts) - 1):
@@ -268,90 +251,6 @@ def _passed(start: Cut, end: Cut) -> set[Variable]:
     if end.loop is not None:
         found.add(_active(end.loop.body.inputs[end.loop.consts : end.loop.consts + end.loop.carry]))
     return found
-
-
-def _fixed(steps: Sequence[Step], given: set[Variable]) -> set[Variable]:
-    """What depends on no activations, of what is given."""
-    found = set(given)
-    for step in steps:
-        if step.operation is None and all(v.constant is not None or v in found for v in step.inputs):
-            found.update(step.outputs)
-        elif isinstance(step, Loop):
-            inner = _fixed_inside(step, found)
-            found.update(o for o, v in zip(step.outputs, step.body.outputs, strict=True) if v in inner and not o.active)
-    return found
-
-
-def _fixed_inside(loop: Loop, fixed: set[Variable]) -> set[Variable]:
-    """What depends on no activations in the body of a loop."""
-    given = zip(loop.body.inputs, loop.inputs, strict=True)
-    found = {i for i, o in given if not i.active and (o in fixed or o.constant is not None)}
-    while True:
-        inner = _fixed(loop.body.steps, found)
-        turned = {i for _, i, after in _carried(loop) if after not in inner and after.constant is None}
-        if not turned & found:
-            return inner
-        found -= turned  # what is carried may depend on activations from the second turn on
-
-
-def _carried(loop: Loop) -> list[tuple[Variable, Variable, Variable]]:
-    """What a loop carries that does not depend on the example, as a counter: given, inside, and after a turn."""
-    carry = slice(loop.consts, loop.consts + loop.carry)
-    triples = zip(loop.inputs[carry], loop.body.inputs[carry], loop.body.outputs[: loop.carry], strict=True)
-    return [triple for triple in triples if not triple[1].active]
-
-
-def _inactive(loop: Loop) -> list[Step]:
-    return [step for step in loop.body.steps if step.operation is None]
-
-
-def _constants_of(loop: Loop, known: Mapping[Variable, Any]) -> dict[Variable, Any]:
-    """What a loop gives that does not depend on the example, and what it carries of it before each turn."""
-    inside = _fixed_inside(loop, set(known))
-    carried = _carried(loop)
-    if not all(v in inside or v.constant is not None for *_, v in carried):
-        return {}
-    made = [(o, v) for o, v in zip(loop.outputs, loop.body.outputs, strict=True) if v in inside and not o.active]
-    if not carried and not made:
-        return {}
-    params = loop.equations[0].params
-    fixed = dict(zip(loop.body.inputs[: loop.consts], loop.inputs[: loop.consts], strict=True))
-    given = _given(loop, known)
-
-    def turn(state: list[Any], each: list[Any]) -> tuple[list[Any], tuple[list[Any], list[Any]]]:
-        inner = {i: read(o, known) for i, o in fixed.items() if o.constant is not None or o in known}
-        inner |= zip((i for _, i, _ in carried), state, strict=True)
-        inner |= zip((v for v, _ in given), each, strict=True)
-        for step in _inactive(loop):
-            _constant(step, inner)
-        after = typed([i for _, i, _ in carried], [read(v, inner) for *_, v in carried])
-        return after, (state, [read(v, inner) for _, v in made])
-
-    first = typed([i for _, i, _ in carried], [read(o, known) for o, *_ in carried])
-    last, (states, stacked) = jax.lax.scan(turn, first, [x for _, x in given], loop.length, reverse=params["reverse"])
-    found: dict[Variable, Any] = dict(zip((i for _, i, _ in carried), states, strict=True))
-    ends = dict(zip((v for *_, v in carried), last, strict=True))
-    for (outer, inner), values in zip(made, stacked, strict=True):
-        found[outer] = ends[inner] if outer in loop.outputs[: loop.carry] else values
-    return found
-
-
-def _given(loop: Loop, known: Mapping[Variable, Any]) -> list[tuple[Variable, Any]]:
-    fixed = loop.consts + loop.carry
-    pairs = zip(loop.body.inputs[fixed:], loop.inputs[fixed:], strict=True)
-    return [(i, read(o, known)) for i, o in pairs if o.constant is not None or o in known]
-
-
-def _turn(loop: Loop, turn: Any, known: Mapping[Variable, Any]) -> dict[Variable, Any]:
-    """What is known within a turn of a loop, an integer or traced, beside what it carries of the example."""
-    number = loop.length - 1 - turn if loop.equations[0].params["reverse"] else turn
-    pairs = zip(loop.body.inputs[: loop.consts], loop.inputs[: loop.consts], strict=True)
-    inner = {i: read(o, known) for i, o in pairs}
-    inner |= {i: x[number] for i, x in _given(loop, known)}
-    inner |= {i: known[i][number] for _, i, _ in _carried(loop)}
-    for step in _inactive(loop):
-        _constant(step, inner)
-    return inner
 
 
 def segments(program: Recognised, example: int, stage: Stage | None, leaving: Variable | None) -> Segments | None:
