@@ -35,7 +35,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -122,6 +122,21 @@ def measure(
         f"{memory.temp_size_in_bytes / 1e9:.2f}" if memory else "-",
         f"{resident:.2f}",
     ]
+
+
+def of_size(variant: str, pixels: int, methods: Sequence[str], dtype: str) -> list[str]:
+    """One row of the table of sizes: temporaries of one map by XLA's own analysis, of shapes alone; nothing is run."""
+    model = lrp_jax.ViT(lrp_jax.ViTConfig.from_variant(variant, image_size=pixels))
+    image = jax.ShapeDtypeStruct(model.config.image_shape, dtype)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    params = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, dtype), shapes)
+    batch, target = jax.ShapeDtypeStruct((1, *image.shape), dtype), jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    row = [str(pixels), str(math.prod(model.grid) + model.config.prefix_tokens)]
+    for method in methods:
+        explain = jax.jit(lambda p, x, t, method=method: lrp_jax.explain(model, p, x, t, method=method).relevance)
+        memory = explain.lower(params, batch, target).compile().memory_analysis()
+        row.append(f"{memory.temp_size_in_bytes / 1e9:.2f}" if memory else "-")
+    return row
 
 
 def unrolled(config: lrp_jax.ViTConfig) -> Callable[..., Any]:
@@ -432,6 +447,9 @@ def main() -> None:
     )
     parser.add_argument("--methods", action="store_true", help="instead: other methods, one image and class")
     parser.add_argument(
+        "--sizes", type=int, nargs="+", metavar="PIXELS", help="instead: temporaries of one map of images of some sizes"
+    )
+    parser.add_argument(
         "--accelerator",
         action="store_true",
         help="instead: B/16 and L/16, 1, 8 and 64 images, in several precisions, on a GPU or TPU",
@@ -452,6 +470,12 @@ def main() -> None:
     print(
         f"{options.model}, {options.dtype}, rules {options.rules}, jax {jax.__version__} on {jax.default_backend()}\n"
     )
+    if options.sizes:
+        methods = ("transformer_attribution", "attnlrp", "cp_lrp", "gated_lrp", "attention_rollout")
+        print(f"temporaries, GB\n\n| pixels | tokens | {' | '.join(methods)} |\n|" + "---|" * 7, flush=True)
+        for pixels in options.sizes:
+            apart(of_size, options.model, pixels, methods, options.dtype)
+        return
     if options.methods:
         print("| method | forward passes a map | forward, ms | a map, ms | GFLOP a map |", end="")
         print(" compile, s | temporaries, GB | resident peak, GB |\n|" + "---|" * 8, flush=True)
