@@ -223,7 +223,8 @@ class ViT(nn.Module):
             block, tokens = _Block(self.config, GRADIENT, None, parent=None), jnp.zeros(x.shape, jnp.float32)
             return jax.vmap(lambda k: block.init(k, tokens)["params"])(jax.random.split(key, self.config.depth))
 
-        params = {"blocks": self.param("blocks", init_blocks)}
+        known = self.has_variable("params", "blocks")  # their initializer is not traced for a check of shapes
+        params = {"blocks": self.get_variable("params", "blocks") if known else self.param("blocks", init_blocks)}
 
         def step(x: Array, i: Array) -> tuple[Array, None]:
             return self.block(params, i, x, GRADIENT), None
