@@ -59,6 +59,7 @@ class Links(NamedTuple):
         alone: whether nothing but what folds find is asked for.
         apart: what is said of the tokens that leave a block, ``[C]``, if blocks are apart: no cotangents go from one to
             another, and what is carried is the sum of what is said of each.
+        entering: the tokens that enter blocks that are apart, ``[L, N, D]``.
     """
 
     of_attention: Fold | None = None
@@ -70,6 +71,7 @@ class Links(NamedTuple):
     whole: bool = False
     alone: bool = False
     apart: Callable[[Array], Array] | None = None
+    entering: Array | None = None
 
     @property
     def is_carried(self) -> bool:
@@ -196,11 +198,11 @@ def _blocks(
     fold = links.of_attention if first >= links.start else None
 
     def step(carried: Any, each: Any) -> tuple[Any, None]:
-        (x, state), (i, of_tokens, of_attention) = carried, each
+        (x, state), (i, of_tokens, of_attention, entering) = carried, each
         if links.of_tokens is not None:
             x = Reader(links.of_tokens.read, tuple(of_tokens), given=links.of_tokens.given, left=[])(x)
         if links.apart is not None:
-            x = jax.lax.stop_gradient(x)
+            (x,) = entering
         if fold is None:
             return (model.block(params, i, x, here), state), None
         reader = links.reader(state, of_attention)
@@ -210,7 +212,11 @@ def _blocks(
         return (x, links.after(state, reader)), None
 
     of_each = () if fold is None or fold.carried else links.attention
-    each = [x[first:last] for x in links.tokens], [x[first - links.start : last - links.start] for x in of_each]
+    each = (
+        [x[first:last] for x in links.tokens],
+        [x[first - links.start : last - links.start] for x in of_each],
+        [] if links.entering is None else [links.entering[first:last]],
+    )
     is_small = blocks * tokens.size <= KEPT
     policy = jax.checkpoint_policies.save_only_these_names(PRODUCT) if is_small else None
     again = partial(jax.checkpoint, policy=policy, prevent_cse=False)
@@ -220,6 +226,25 @@ def _blocks(
     return again(lambda carried, each: step(carried, (i, *each))[0])(
         (tokens, state), jax.tree.map(lambda x: x[0], each)
     )
+
+
+def entering(model: Model, params: Params, image: Array) -> Array:
+    """The tokens that enter each block, ``[L, N, D]``."""
+    params = ask(model, "bound")(params, image)
+    x, found = model.embed(params, image, GRADIENT), []
+    for first, last in _pieces(model, GRADIENT, Links()):
+        here = ask(model, "rules_at")(first, GRADIENT)
+
+        def step(x: Array, i: Array, here: Rules = here) -> tuple[Array, Array]:
+            return model.block(params, i, x, here), x
+
+        if last - first > 1:
+            x, each = jax.lax.scan(step, x, jnp.arange(first, last))
+            found.append(each)
+        else:
+            found.append(x[None])
+            x = model.block(params, jnp.asarray(first), x, here)
+    return jnp.concatenate(found)
 
 
 def _pieces(model: Model, rules: Rules, links: Links) -> Iterator[tuple[int, int]]:

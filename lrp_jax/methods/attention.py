@@ -14,7 +14,7 @@ from lrp_jax.model import Model, Params, ask, check_tokens, readout
 from lrp_jax.rules import GRADIENT, Rules
 from lrp_jax.rules.paired import vjp
 from lrp_jax.signals import Explanation, directions, look, predicted, walk
-from lrp_jax.walk import Fold, links_of, run
+from lrp_jax.walk import Fold, entering, links_of, run
 
 
 @register(class_specific=False, resolution="patch", reference="Chefer et al. 2021, section 4")
@@ -122,7 +122,7 @@ def legrad(
 
     fold = Fold(of_keys, lambda heads, tokens: ((tokens,),))
     links = links_of(model, params, image, [GRADIENT], attention=fold, start=start_layer, whole=True)
-    links = links._replace(pooling=False, apart=read)
+    links = links._replace(pooling=False, apart=read, entering=entering(model, params, image))
 
     def said(rules: Rules, given: tuple[Array, ...]) -> tuple[Array, Array]:
         logits, (total,) = run(model, params, image, rules, links._replace(attention=given))

@@ -128,14 +128,14 @@ def _copies(
     read: Read, shapes: Any, copied: bool, value: Array, links: tuple[Array, ...], given: tuple[Array, ...]
 ) -> list[Array]:
     """A value that is copied for each rule set, and zeros for the state; ``shapes`` are of the state and the links."""
-    leaving, _ = shapes
-    return [value, *(jnp.zeros((len(links[0]), *shape), value.dtype) for shape in leaving)]
+    return _forward(read, shapes, copied, value, links, given)[0]
 
 
 def _forward(
     read: Read, shapes: Any, copied: bool, value: Array, links: tuple[Array, ...], given: tuple[Array, ...]
 ) -> tuple[list[Array], Any]:
-    return _copies(read, shapes, copied, value, links, given), (value[0] if copied else value, given)
+    found = [value, *(jnp.zeros((len(links[0]), *shape), value.dtype) for shape in shapes[0])]
+    return found, (value[0] if copied else value, given)
 
 
 def _backward(read: Read, shapes: Any, copied: bool, residuals: Any, cotangents: Sequence[Array]) -> Any:
@@ -145,7 +145,7 @@ def _backward(read: Read, shapes: Any, copied: bool, residuals: Any, cotangents:
     of_links = tuple(
         jnp.zeros(shape, dtype).at[0].set(x.astype(dtype)) for (shape, dtype), x in zip(links, found, strict=True)
     )
-    return sent if copied else None, of_links, None
+    return sent, of_links, None
 
 
 _copies.defvjp(_forward, _backward)
