@@ -179,7 +179,7 @@ class Model(Protocol):
 
     def arrange(self, tokens: Array) -> Array:
         """Those of tokens ``[..., N]`` at blocks that are patches, as a grid ``[..., rows, cols]``."""
-        return tokens[..., tokens.shape[-1] - math.prod(self.grid) :].reshape(*tokens.shape[:-1], *self.grid)
+        return on_grid(tokens, self.grid)
 
     def of_pictures(self) -> Model:
         """The model of images channels last, as :func:`lrp_jax.preprocess` makes them."""
@@ -198,6 +198,11 @@ def ask(model: Model, member: str) -> Any:
     return answer.__get__(model) if isinstance(answer, property) else partial(answer, model)
 
 
+def on_grid(tokens: Array, grid: tuple[int, ...]) -> Array:
+    """The last of tokens ``[..., N]``, which are the cells of a grid, as ``[..., rows, cols]``."""
+    return tokens[..., tokens.shape[-1] - math.prod(grid) :].reshape(*tokens.shape[:-1], *grid)
+
+
 @dataclasses.dataclass(frozen=True)
 class Tokens:
     """Tokens ``[N, D]`` of which the last are patches; a :class:`Place`."""
@@ -211,7 +216,7 @@ class Tokens:
 
     def maps(self, relevance: Array) -> Array:
         """Relevance of the patches, summed over channels, ``[rows, cols]``."""
-        return relevance.sum(axis=-1)[self.shape[0] - math.prod(self.grid) :].reshape(self.grid)
+        return on_grid(relevance.sum(axis=-1), self.grid)
 
 
 def full_precision() -> AbstractContextManager[None]:
@@ -326,7 +331,7 @@ def check_attention(model: Model, params: Params, image: Array) -> Maps:
         explained = ask(model, "explains")
         raise ValueError(f"the model has no attention maps, {why}: use a method of the {explained}, as full_lrp.")
     first = found[0]
-    return Maps(len(found), first.shape[-3] if first.ndim > 2 else 1, first.shape[-1], first.dtype, tuple(of_blocks))
+    return Maps(len(found), first.shape[0], first.shape[-1], first.dtype, tuple(of_blocks))
 
 
 def check_tokens(model: Model) -> None:

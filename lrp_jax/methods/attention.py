@@ -130,5 +130,5 @@ def legrad(
 
     _, pull, logits = vjp(said, [GRADIENT], links.attention, copies=True)
     targets = predicted(logits, targets)
-    (((found,),),) = (jax.vmap(pull)(directions(targets, logits)),)
+    ((found,),) = jax.vmap(pull)(directions(targets, logits))
     return Explanation(logits, targets, patches(found[:, 0].sum(axis=1), model))

@@ -36,7 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lrp_jax.model import Model, Params, ask, check_attention
+from lrp_jax.model import Model, Params, ask, check_attention, on_grid
 from lrp_jax.rules import RULES, Rules
 from lrp_jax.signals import Explanation
 from lrp_jax.walk import Fold
@@ -171,8 +171,7 @@ def _of_rows(v: Array, rows: Array | None, n: int) -> Array:
 def patches(tokens: Array, model: Model) -> Array:
     """Those of ``tokens`` ``[..., N]`` that attend and are patches, as a grid ``[..., rows, cols]``."""
     order = ask(model, "order")
-    tokens = tokens if order is None else tokens[..., order]
-    return tokens[..., tokens.shape[-1] - math.prod(model.grid) :].reshape(*tokens.shape[:-1], *model.grid)
+    return on_grid(tokens if order is None else tokens[..., order], model.grid)
 
 
 def for_each(targets: Array, relevance: Array) -> Array:
