@@ -10,7 +10,8 @@ import numpy as np
 from helpers import small_model
 
 from lrp_jax.rules import GRADIENT
-from lrp_jax.signals import signals_at_attention, walk
+from lrp_jax.signals import walk
+from lrp_jax.walk import Fold
 
 FIELDS = {"image_size": (8, 12), "patch_size": 4, "width": 8, "depth": 3, "num_heads": 2, "mlp_dim": 16}
 
@@ -203,14 +204,20 @@ def images(n=2, dtype=jnp.float64):
 
 @functools.partial(jax.jit, static_argnames=("model", "rules"))
 def sent(model, params, rules="stable"):
-    """Logits and attention; then gradient and relevance of every class, at the pixels and at every attention."""
+    """Logits; gradient and relevance of every class at the pixels, and at every attention."""
+
+    def read(state, maps, sent, rows):
+        """What is sent to the queries that are computed, and 0 to others."""
+        rows = jnp.arange(maps.shape[1]) if rows is None else rows
+        return tuple(jnp.zeros((len(x), *[x.shape[2]] * 2)).at[:, rows].set(x, mode="drop") for x in sent)
+
+    fold = Fold(read, lambda heads, tokens: ((heads, tokens, tokens),) * 2)
 
     def of_one(image):
-        signals = signals_at_attention(model, params, image, jnp.eye(3), rules)
-        found = walk(model, params, image, jnp.eye(3), GRADIENT, rules)
-        return signals.logits, signals.attention, found.image, signals.gradient, signals.relevance
+        found = walk(model, params, image, jnp.eye(3), GRADIENT, rules, attention=fold)
+        return found.logits, found.image, *found.attention
 
-    return jax.jit(jax.vmap(of_one))(images())
+    return jax.vmap(of_one)(images())
 
 
 @functools.cache

@@ -70,6 +70,7 @@ def over_queries(
     width: int,
     axes: Sequence[int] = (-2,),
     axis: int = -2,
+    first: int = 0,
 ) -> Array:
     """A function of queries, computed for some of them at a time.
 
@@ -81,6 +82,7 @@ def over_queries(
         width: how many values the maps of a query have, of all heads.
         axes: the axes of queries in ``sliced``.
         axis: the axis of queries in the values.
+        first: which query of all is the first of these.
     """
     queries = sliced[0].shape[axes[0]]
     size = max(1, CHUNK // width) if chunk is None else chunk
@@ -106,7 +108,8 @@ def over_queries(
         def step(_: None, part: tuple[Array, list[Array]]) -> tuple[None, tuple[Array, list[Any]]]:
             return None, of_some(*part)
 
-        rows = jnp.arange(chunks * size, dtype=jnp.int32).reshape(chunks, size)
+        rows = jnp.arange(chunks * size, dtype=jnp.int32)
+        rows = jnp.where(rows < queries, first + rows, jnp.iinfo(jnp.int32).max).reshape(chunks, size)
         parts = (rows, [cut(x, along) for x, along in zip(sliced, axes, strict=True)])
         _, (values, found) = jax.lax.scan(jax.checkpoint(step, prevent_cse=False), None, parts)
         axis %= values.ndim - 1

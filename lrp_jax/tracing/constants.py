@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from lrp_jax.program import Variable
 from lrp_jax.tracing.interpret import read
@@ -107,8 +108,19 @@ def in_turn(loop: Loop, turn: Any, known: Mapping[Variable, Any]) -> dict[Variab
     number = loop.length - 1 - turn if loop.equations[0].params["reverse"] else turn
     pairs = zip(loop.body.inputs[: loop.consts], loop.inputs[: loop.consts], strict=True)
     inner = {i: read(o, known) for i, o in pairs}
-    inner |= {i: x[number] for i, x in _given(loop, known)}
+    inner |= _each(loop, number, known)
+    inner |= {i: x[number] for i, x in _given(loop, known) if i not in inner}
     inner |= {i: known[i][number] for _, i, _ in carried_of(loop)}
     for step in _inactive(loop):
         _constant(step, inner)
     return inner
+
+
+def _each(loop: Loop, number: Any, known: Mapping[Variable, Any]) -> dict[Variable, Any]:
+    """Of what is given stacked, what a turn is given: chosen, as the stack would be a copy of all parameters."""
+    pairs = zip(loop.body.inputs[loop.consts + loop.carry :], loop.inputs[loop.consts + loop.carry :], strict=True)
+    parts = {i: [read(v, known) for v in loop.each[o]] for i, o in pairs if o in loop.each}
+    if isinstance(number, int):
+        return {i: jnp.asarray(each[number]) for i, each in parts.items()}
+    turns = [lambda turn=turn: turn for turn in zip(*parts.values(), strict=True)]
+    return dict(zip(parts, jax.lax.switch(number, turns), strict=True)) if parts else {}

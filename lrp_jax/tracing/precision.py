@@ -64,7 +64,7 @@ def _at_least(given: Any, dtype: Any) -> Any:
 def _as_they_are(equation: Equation) -> Callable[..., Sequence[Any]]:
     """The value of an equation that is not active, in its own dtypes."""
     exact = equation.call
-    return lambda *values: exact(*map(own_value, equation.inputs, values))
+    return lambda *values, **fewer: exact(*map(own_value, equation.inputs, values), **fewer)
 
 
 #: Parameters of primitives that are dtypes of results.
@@ -79,14 +79,14 @@ def _wider(equation: Equation, dtype: Any) -> Callable[..., Sequence[Any]]:
     own = [v.own or v.dtype for v in equation.inputs]
     changed = {key: _at_least(params[key], dtype) for key in _DTYPES if params.get(key) is not None}
 
-    def call(*values: Any) -> Sequence[Any]:
+    def call(*values: Any, **fewer: Any) -> Sequence[Any]:
         wide = [_as(value, _at_least(of_it, dtype)) for value, of_it in zip(values, own, strict=True)]
         if name == "reduce_precision":
             return wide
         if name in _SCATTERS:
             options = ("indices_are_sorted", "unique_indices", "mode")
             return [_SCATTERS[name](*wide, params["dimension_numbers"], **{key: params[key] for key in options})]
-        return exact(*wide, **changed)
+        return exact(*wide, **changed, **fewer)
 
     return call
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from functools import partial
 
@@ -9,6 +10,8 @@ from lrp_jax.program import Equation, Program, Variable, parts_of_scan
 from lrp_jax.tracing import affine, folding, operations, products
 from lrp_jax.tracing.features import Features, Numbers, along_last, is_affine, varying
 from lrp_jax.tracing.operations import Operation
+from lrp_jax.tracing.queries import Region
+from lrp_jax.tracing.rolling import is_stack
 from lrp_jax.tracing.steps import Choice, Loop, Recognised, Site, Step
 from lrp_jax.tracing.units import ELEMENTWISE, MOVES, Unit, find
 
@@ -33,6 +36,10 @@ def recognise(
     return _Recogniser(program, pixels, unknown, given).run()
 
 
+def _of_some(program: Program, numbers: dict[Variable, Numbers]) -> Recognised:
+    return recognise(program, set(), [], numbers)
+
+
 _AFFINE = frozenset({"add", "add_any", "sub", "mul", "div", "neg", "convert_element_type"})
 
 
@@ -43,7 +50,7 @@ def spans(program: Program) -> list[tuple[int, int]]:
     place = {e: i for i, e in enumerate(program.equations)}
     together = [[place[e] for e in unit.equations] for unit in recogniser.unit_of.values()]
     together += [[place[product], *(place[p.equation] for p in parts)] for product, parts in recogniser.folds.items()]
-    together += [[place[scores], place[product]] for scores, product in recogniser.pairs]
+    together += [[place[scores], place[product]] for _, scores, product, _ in recogniser.attentions]
     return [(min(places), max(places)) for places in together]
 
 
@@ -64,7 +71,7 @@ class _Recogniser:
         self.maker |= self.unit_of
         self.sites: dict[Variable, Site] = {}
         self.scores: set[Equation] = set()
-        self.pairs: list[tuple[Equation, Equation]] = []
+        self.attentions: list[tuple[Site, Equation, Equation, int]] = []  # with scores, product, and the side in it
         self.masked: set[Equation] = set()  # between scores and softmax
         self.readers: dict[Variable, list[Equation]] = {}
         for equation in program.equations:
@@ -76,6 +83,7 @@ class _Recogniser:
         self.channels = Features(program, self.unit_of, given, self.fixed)
         self.finder = folding.Finder(program, self.channels, self.readers, self.alone_set)
         self.folds: dict[Equation, list[affine.Part]] = {}
+        self.same: dict[Variable, Variable] = {}  # what stands for what parts of products give
 
     def look(self) -> None:
         """Find what is recognised by more than one equation."""
@@ -90,6 +98,7 @@ class _Recogniser:
     def run(self) -> Recognised:
         """The program in operations."""
         self.look()
+        regions = list(filter(None, (self.region(*attention) for attention in self.attentions)))
         steps: list[Step] = []
         for equation in self.rewritten():
             if equation in self.alone_set:
@@ -100,7 +109,35 @@ class _Recogniser:
                 continue
             steps[-1].tokens = self.tokens(steps[-1])
             steps += [self.sites[v] for v in steps[-1].outputs if v in self.sites]
+        for region, inside in regions:
+            region.stands = self.same
+            region.steps = [s for s in steps if inside.issuperset(s.equations)]
+            for step in region.steps:
+                step.region = region
         return Recognised(self.program.inputs, self.program.outputs, self.replaced(steps))
+
+    def region(self, site: Site, scores: Equation, product: Equation, side: int) -> tuple[Region, set[Equation]] | None:
+        """What is from the scores to the product with the values, and its equations; None: there are no queries."""
+        if site.query is None:
+            return None
+        after, inside = set(scores.outputs), [scores]
+        for equation in self.program.equations[self.program.equations.index(scores) + 1 :]:
+            if not after.isdisjoint(equation.inputs):
+                inside.append(equation)
+                after.update(equation.outputs)
+        needed, found = set(product.outputs), []
+        for equation in reversed(inside):
+            if not needed.isdisjoint(equation.outputs):
+                found.append(equation)
+                needed.update(equation.inputs)
+        equations = found[::-1]
+        made = {v for e in equations[:-1] for v in e.outputs}
+        shared = not made.isdisjoint(self.program.outputs) or any(
+            not set(self.readers.get(v, ())) <= set(equations) for v in made
+        )
+        numbers, makers = self.channels.of, {v: e for e in self.program.equations for v in e.outputs}
+        copies = [dataclasses.replace(e) for e in equations]
+        return Region(copies, side, site.query, shared, makers, numbers, _of_some), set(equations)
 
     def tokens(self, step: Step) -> tuple[int, ...] | None:
         """The axes of what an operation gives that are of no features, if the rules see these axes."""
@@ -111,7 +148,7 @@ class _Recogniser:
 
     def rewritten(self) -> list[Equation]:
         """The equations without those that are parts of products, whose results stand in their place, and in order."""
-        same: dict[Variable, Variable] = {}
+        same = self.same
         parts = {part.equation for found in self.folds.values() for part in found}
         for cast in (e for e in self.program.equations if e in parts and folding.casts(e)):
             self.finder.retype(cast)
@@ -273,15 +310,11 @@ class _Recogniser:
         body = recognise(equation.programs[0], set(), self.unknown, numbers)
         if equation.params["reverse"] and body.sites:
             self.unknown.append(equation)
+        given = ((v, self.maker.get(v)) for v in equation.inputs[consts + carry :])
+        each = {v: maker.inputs for v, maker in given if isinstance(maker, Equation) and is_stack(maker)}
+        length = equation.params["length"]
         return Loop(
-            Operation("scan"),
-            equation.inputs,
-            equation.outputs,
-            (equation,),
-            body,
-            consts,
-            carry,
-            equation.params["length"],
+            Operation("scan"), equation.inputs, equation.outputs, (equation,), body, consts, carry, length, each
         )
 
     # Attention: a product one of whose operands comes through a softmax from another product.
@@ -298,7 +331,7 @@ class _Recogniser:
             site = self.sites.setdefault(site.inputs[0], site)  # one attention may go into several products
             site.products += [product, *found]
             self.scores.update(found)
-            self.pairs.append((found[0], product))
+            self.attentions.append((site, found[0], product, side))
             self.masked |= between
             return
 

@@ -89,6 +89,9 @@ def described(model: Any) -> str:
         lines.append(f"grid {grid}, {prefix} other tokens, readout: {_read(model.readout, model.reading.unclear)}")
         if model.without_chain:
             lines.append(f"no rollouts: {model.without_chain}")
+    whole = [site.region.why_whole for site, _ in sites if site.region and site.region.is_large]
+    if any(whole):
+        lines.append(f"attention is whole, of all queries at once: {max(whole)}")
     return "\n".join([*lines, "", table(model.program)])
 
 

@@ -214,6 +214,11 @@ def _replace(program: Program, start: int, period: int, times: int, wiring: _Wir
     program.equations = [*equations[:start], *before, loop, *after, *equations[end:]]
 
 
+def is_stack(equation: Equation) -> bool:
+    """Whether an equation stacks what a loop of repeated blocks is given each time."""
+    return equation.primitive == "stack" and not equation.params
+
+
 def _copy(variable: Variable) -> Variable:
     return Variable(variable.shape, variable.dtype, own=variable.own)
 

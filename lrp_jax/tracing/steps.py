@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lrp_jax.program import Equation, Variable
 from lrp_jax.tracing.operations import Operation
+
+if TYPE_CHECKING:
+    from lrp_jax.tracing.queries import Region
 
 #: The names of parameters, each time of the loop that they are given to; once, if they are the same each time.
 Names = tuple[tuple[str, ...], ...]
@@ -44,6 +47,7 @@ class Step:
         tokens: the axes of what its operation gives that are no features; None: the operation has its own form, in
             which features are last, or that is not known.
         exact: its value in the dtypes of the program, where that is not what its equations give one after the other.
+        region: the attention that it is a part of, if that may be computed for some queries at a time.
         given: what it reads, as its equations have it: attention that is read is another variable in ``inputs``.
     """
 
@@ -55,6 +59,7 @@ class Step:
     place: Place = dataclasses.field(default=Place(None, None, ((),), ""), kw_only=True)
     tokens: tuple[int, ...] | None = dataclasses.field(default=None, kw_only=True)
     exact: Callable[..., Any] | None = dataclasses.field(default=None, kw_only=True)
+    region: Region | None = dataclasses.field(default=None, kw_only=True)
     given: tuple[Variable, ...] = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
@@ -102,12 +107,14 @@ class Loop(Step):
         consts: how many inputs are constants.
         carry: how many are carried.
         length: how often it runs.
+        each: of what it is given stacked, what it is given each time, where these are variables of the program.
     """
 
     body: Recognised
     consts: int
     carry: int
     length: int
+    each: dict[Variable, tuple[Variable, ...]]
 
 
 @dataclasses.dataclass(eq=False)

@@ -40,6 +40,7 @@ def trace(
     explain_wrt: str | int | None = None,
     position: int | None = None,
     channels: str | None = None,
+    chunk: int | None = None,
 ) -> Traced:
     """Make a model of any function in JAX, unmodified.
 
@@ -58,6 +59,7 @@ def trace(
         explain_wrt: which of several inputs is explained, a key or an index.
         position: which position of outputs ``[B, N, C]`` is explained: -1 for the next token of a causal model.
         channels: where images have their channels, ``"first"`` or ``"last"``; None: found.
+        chunk: how many queries of an attention are computed at once; None: by size.
 
     Returns:
         The model: for :func:`lrp_jax.explain` and all else that takes one.
@@ -78,6 +80,9 @@ def trace(
     if jnp.issubdtype(one[explained].dtype, jnp.integer):
         embed, place = _embedding(program, program.inputs[place]), len(program.inputs) - 1
     order, recognised = _recognised(program, place, len(leaves), channels, is_image=embed is None)
+    for step, _ in recognised.walk():
+        if step.region is not None:
+            step.region.chunk = chunk
     return Traced(
         **_layout(recognised, place, len(leaves), grid, prefix, readout),
         program=recognised,

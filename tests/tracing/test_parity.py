@@ -90,27 +90,27 @@ COMPOSITES = {
 }
 # One of each kind in which a program is another: other equations, or in other loops.
 DIFFERENT = [
-    {},
-    *(
-        {way: value}
-        for way, value in {
-            "qkv": "separate",
-            "heads": "grouped",
-            "scale": "before",
-            "softmax": "plain",
-            "norm": "one pass",
-            "gelu": "erfc",
-            "blocks": "scan",
-            "batch": "vmap",
-            "readout": "slice",
-            "patches": "einsum",
-        }.items()
-    ),
+    {way: value}
+    for way, value in {
+        "qkv": "separate",
+        "heads": "grouped",
+        "scale": "before",
+        "softmax": "plain",
+        "norm": "one pass",
+        "gelu": "erfc",
+        "blocks": "scan",
+        "batch": "vmap",
+        "readout": "slice",
+        "patches": "einsum",
+    }.items()
 ]
 
 
-@pytest.mark.parametrize("name", COMPOSITES)
-@pytest.mark.parametrize("way", DIFFERENT, ids=lambda way: ", ".join(map(str, way.values())) or "as it is")
+@pytest.mark.parametrize(
+    ("way", "name"),
+    [({}, name) for name in COMPOSITES] + list(zip(DIFFERENT, itertools.cycle(COMPOSITES), strict=False)),
+    ids=lambda case: case if isinstance(case, str) else ", ".join(map(str, case.values())) or "as it is",
+)
 def test_operations_stand_where_those_of_the_vit_do(way, name):
     model, params = small_model(num_classes=3, **FIELDS)
     traced = lrp_jax.trace(Plain(model.config, **way), params, images())
@@ -161,8 +161,13 @@ TOKENS = {
 }
 
 
-@pytest.mark.parametrize("name", TOKENS)
-@pytest.mark.parametrize("readout", ["distilled", "gated", "class and mean", "attention"])
+@pytest.mark.parametrize(
+    ("name", "readout"),
+    [
+        *zip(TOKENS, itertools.cycle(["distilled", "gated", "class and mean", "attention"]), strict=False),
+        *(("LeGrad", readout) for readout in ("class and mean", "attention")),
+    ],
+)
 def test_what_is_read_at_tokens_is_that_of_the_vit(readout, name):
     model, params = small_model(num_classes=3, **FIELDS | READOUTS[readout])
     traced = lrp_jax.trace(lambda p, x: jax.vmap(lambda image: model.apply({"params": p}, image))(x), params, images())
