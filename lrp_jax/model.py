@@ -293,40 +293,65 @@ class _Shapes:
         """Nothing."""
 
 
+class Outline(NamedTuple):
+    """The shapes of what a model computes of an image.
+
+    Attributes:
+        logits: ``[C]``.
+        maps: the attention maps of a block of each run of blocks, see :attr:`Model.depth`.
+        pooling: those by which the head reads.
+    """
+
+    logits: Any
+    maps: list[list[Any]]
+    pooling: list[Any]
+
+
+def outline(model: Model, params: Params, image: Any) -> Outline:
+    """The shapes of what a model computes, which is traced once for all that ask.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        image: ``[H, W, channels]``.
+    """
+    with full_precision():
+        found: Outline = _outline.eval_shape(model, params, image)
+    return found
+
+
+@partial(jax.jit, static_argnames="model")
+def _outline(model: Model, params: Params, image: Array) -> Outline:
+    given = ask(model, "bound")(params, image)
+    x, first, maps = model.embed(given, image, GRADIENT), 0, []
+    for times in depth(model):
+        seen = _Shapes()
+        i = jnp.asarray(first) if times > 1 else first
+        x = model.block(given, i, x, dataclasses.replace(ask(model, "rules_at")(first, GRADIENT), see=seen))
+        first += times
+        maps.append(seen.found)
+    pooling = _Shapes()
+    logits = model.read(given, x, dataclasses.replace(GRADIENT, see=pooling))
+    return Outline(logits, maps, pooling.found)
+
+
 def check_attention(model: Model, params: Params, image: Array) -> Maps:
     """The attention maps of a model.
 
     Raises:
         ValueError: it has none, or not one in each block.
     """
-    why = ask(model, "without_attention")
-    runs, given = depth(model), ask(model, "bound")(params, image)
-    found: list[Array] = []
-    of_blocks: list[int] = []
-
-    def of_run(x: Array, first: int, times: int) -> Array:
-        maps = _Shapes()
-        i = jnp.asarray(first) if times > 1 else first
-        y = model.block(given, i, x, dataclasses.replace(ask(model, "rules_at")(first, GRADIENT), see=maps))
-        found.extend([m for m in maps.found for _ in range(times)])
-        of_blocks.extend([len(maps.found)] * times)
-        return y
-
-    def of_all(image: Array) -> Array:
-        x, first = model.embed(given, image, GRADIENT), 0
-        for times in runs:
-            x, first = of_run(x, first, times), first + times
-        pooling = _Shapes()
-        logits = model.read(given, x, dataclasses.replace(GRADIENT, see=pooling))
-        if all(of_blocks) and model.readout is None:
-            found.extend(pooling.found)
-        return logits
-
+    why, found, of_blocks = ask(model, "without_attention"), [], []
     if not why:
         check_chain(model)
-        jax.eval_shape(of_all, image)
-        if not found or not all(of_blocks):
-            why = f"{sum(map(bool, of_blocks))} of its {sum(runs)} blocks call rules.attention"
+        shapes = outline(model, params, image)
+        for times, maps in zip(depth(model), shapes.maps, strict=True):
+            of_blocks += [len(maps)] * times
+            found += maps * times
+        if all(of_blocks) and model.readout is None:
+            found += shapes.pooling
+        if not all(of_blocks) or not found:
+            why = f"{sum(map(bool, of_blocks))} of its {len(of_blocks)} blocks call rules.attention"
     if why:
         explained = ask(model, "explains")
         raise ValueError(f"the model has no attention maps, {why}: use a method of the {explained}, as full_lrp.")

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from lrp_jax.meshes import automatic
-from lrp_jax.model import Model, Params, ask, check_attention, depth, full_precision, prepared
+from lrp_jax.model import Model, Params, ask, check_attention, depth, full_precision, outline, prepared
 from lrp_jax.rules import GRADIENT, Rules
 from lrp_jax.rules.base import PRODUCT
 from lrp_jax.rules.readers import Read, Reader
@@ -280,4 +280,5 @@ def classify(model: Model, params: Params, image: Array) -> Array:
 
 def number_of_classes(model: Model, params: Params, example: Any) -> int:
     """C, how many logits a model has."""
-    return jax.eval_shape(lambda p, e: classify(model, *prepared(model, p, e)), params, example).shape[0]
+    of_one = automatic(lambda given: outline(model, *prepared(model, *given)).logits)
+    return jax.eval_shape(of_one, (params, example)).shape[0]
