@@ -1,6 +1,7 @@
 """The report of conservation: that it closes, what it counts, and that it is the same however a model is written."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -24,19 +25,26 @@ def biased(params):
     return jax.tree.map(lambda p: p + 0.1 * rng.normal(size=p.shape), params)
 
 
-@pytest.fixture(scope="module", params=READOUTS)
-def model_and_params(request):
-    model, params = small_model(**READOUTS[request.param])
+@functools.cache
+def model_of(readout):
+    model, params = small_model(**READOUTS[readout])
     return model, biased(params)
 
 
 TARGETS = np.array([[0, 3], [1, 1]])
 
 
-@pytest.mark.parametrize("rules", ["libragrad", "attnlrp", "cp_lrp", "chefer", "stable"])
-def test_it_closes(model_and_params, rules):
+@pytest.mark.parametrize(
+    ("readout", "rules"),
+    [
+        *(("class", rules) for rules in ("libragrad", "attnlrp", "cp_lrp", "chefer", "stable")),
+        ("mean", "libragrad"),
+        ("gated", "stable"),
+    ],
+)
+def test_it_closes(readout, rules):
     """What is explained stands at the tokens, or an operation kept it."""
-    model, params = model_and_params
+    model, params = model_of(readout)
     report = lrp_jax.conservation(model, params, small_images(2), TARGETS, rules=rules)
     assert report.gap < 1e-10
     logits = np.take_along_axis(np.asarray(report.logits), TARGETS, axis=1)
@@ -45,9 +53,10 @@ def test_it_closes(model_and_params, rules):
     assert report.blocks.shape == (2, 2, 3)
 
 
-def test_what_is_lost_is_what_biases_have(model_and_params):
+@pytest.mark.parametrize("readout", ["mean", "gated"])
+def test_what_is_lost_is_what_biases_have(readout):
     """By LibraGrad, tokens and biases are the logit: FullGrad."""
-    model, params = model_and_params
+    model, params = model_of(readout)
     report = lrp_jax.conservation(model, params, small_images(2), TARGETS)
     kinds = ("dense", "layer_norm")
     behind = sum(a.lost for a in report.amounts if a.kind in kinds and a.part != "embedding")
@@ -60,14 +69,14 @@ def test_what_is_lost_is_what_biases_have(model_and_params):
         np.testing.assert_allclose(found.sum((-2, -1)), report.blocks[0], rtol=1e-10)
 
 
-def test_a_rule_that_loses_is_found(model_and_params):
+def test_a_rule_that_loses_is_found():
     """Half of what the second block's MLP adds is lost by a rule that sends half of its gradient back."""
 
     @lrp_jax.rules.rule(lrp_jax.GRADIENT.add)
     def losing(a, b, z, g):
         return g, g / 2
 
-    model, params = model_and_params
+    model, params = model_of("class")
     lossy = dataclasses.replace(LIBRAGRAD, name="lossy", add=losing)
     rules = composite([(Where("add", part="mlp", depth=1), lossy)], "libragrad")
     report = lrp_jax.conservation(model, params, small_images(2), TARGETS, rules=rules)
@@ -78,9 +87,9 @@ def test_a_rule_that_loses_is_found(model_and_params):
     np.testing.assert_allclose(others, 0, atol=1e-12)
 
 
-@pytest.mark.parametrize("rules", ["libragrad", "attnlrp", "chefer"])
-def test_a_traced_model_has_the_same(model_and_params, rules):
-    model, params = model_and_params
+@pytest.mark.parametrize(("readout", "rules"), [("mean", "libragrad"), ("gated", "attnlrp"), ("class", "chefer")])
+def test_a_traced_model_has_the_same(readout, rules):
+    model, params = model_of(readout)
     traced = lrp_jax.trace(
         lambda p, x: jax.vmap(lambda image: model.apply({"params": p}, image))(x), params, small_images(2)
     )
@@ -131,8 +140,8 @@ def test_inside_jit_it_is_arrays():
         jax.jit(lambda p: str(lrp_jax.conservation(model, p, images, TARGETS)))(params)
 
 
-def test_it_is_printed_and_drawn(model_and_params, tmp_path):
-    model, params = model_and_params
+def test_it_is_printed_and_drawn(tmp_path):
+    model, params = model_of("class")
     report = lrp_jax.conservation(model, params, small_images(2), rules=with_gamma(LIBRAGRAD, 0.1))
     text = str(report).splitlines()
     assert text[0] == "libragrad, gamma 0.1 at mlp, mean of 2 maps"
@@ -141,8 +150,8 @@ def test_it_is_printed_and_drawn(model_and_params, tmp_path):
     assert (tmp_path / "report.png").stat().st_size > 1000
 
 
-def test_bad_input(model_and_params):
-    model, params = model_and_params
+def test_bad_input():
+    model, params = model_of("class")
     with pytest.raises(ValueError, match="rules must be one of"):
         lrp_jax.conservation(model, params, small_images(1), rules="none")
     with pytest.raises(ValueError, match="targets must be"):
