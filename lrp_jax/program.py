@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
@@ -65,6 +66,7 @@ class Equation:
         programs: the body of a loop, or the branches of a choice.
         inner: the primitives of what it calls, if it is kept whole: a function with a derivative of its own.
         exact: its value in the dtypes of the program, where ``call`` computes in wider ones.
+        attends: whether it is the product of attention with values, as the caller says; None: nothing is said.
     """
 
     primitive: str
@@ -76,6 +78,7 @@ class Equation:
     programs: tuple[Program, ...] = ()
     inner: frozenset[str] = frozenset()
     exact: Callable[..., Sequence[Any]] | None = None
+    attends: bool | None = None
 
     @property
     def active(self) -> list[Variable]:
@@ -84,8 +87,14 @@ class Equation:
 
     @property
     def line(self) -> str:
-        """Where it is written."""
+        """Where it is written: file, line, column and function."""
         return str(summarize(self.source))
+
+    @property
+    def place(self) -> str:
+        """File and line, as ``"model.py:12"``."""
+        line = re.match(r".*?:\d+", self.line)
+        return line.group() if line else self.line
 
     def __str__(self) -> str:
         return f"{self.primitive} of {' and '.join(map(str, self.inputs))} ({self.line})"

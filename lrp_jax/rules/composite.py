@@ -64,8 +64,13 @@ class Where:
         if name == "parameter":
             return any(fnmatch.fnmatchcase(read, self.parameter or "") for read in place["parameters"])
         if name == "line":
-            return fnmatch.fnmatchcase(f"/{place['line']}", f"*/{self.line}")
+            return is_written_at(place["line"], self.line or "")
         return bool(getattr(self, name) == place[name])
+
+
+def is_written_at(place: str, line: str) -> bool:
+    """Whether a place, a file's path and a line, is one that is named ``"model.py:12"``, with ``*`` for any letters."""
+    return fnmatch.fnmatchcase(f"/{place}", f"*/{line}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 
 from lrp_jax.program import Variable, dominators
@@ -42,8 +41,7 @@ def _name(program: Recognised, names: dict[Variable, Names]) -> None:
             if stacked:  # by the loop that parameters of repeated blocks are given to
                 of_step = tuple(names[v][0] if v in names else () for v in step.inputs)
             names |= dict.fromkeys(step.outputs, of_step)
-        line = re.match(r".*?:\d+", step.equations[-1].line)
-        step.place = Place(None, None, of_step, line.group() if line else step.equations[-1].line)
+        step.place = Place(None, None, of_step, step.equations[-1].place)
         if isinstance(step, Loop):
             inner = dict(zip(step.body.inputs, step.inputs, strict=True))
             _name(step.body, names_of(inner, names))

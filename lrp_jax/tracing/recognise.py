@@ -320,13 +320,17 @@ class _Recogniser:
     # Attention: a product one of whose operands comes through a softmax from another product.
 
     def look_for_attention(self, product: Equation) -> None:
+        if product.attends is False:
+            return
         for side in (0, 1):
             softmax, path = self.softmax_of(product.inputs[side])
-            if softmax is None:
+            if softmax is None and not product.attends:
                 continue
-            found, between = self.scores_of(softmax.input)
+            told = softmax is None
+            found, between = self.scores_of(product.inputs[side] if softmax is None else softmax.input, told=told)
             site = self.site(product, side, found[0], path) if found else None
-            if site is None or site.key in (self.channels.axes(site.inputs[0]) or ()):  # a softmax over features
+            over_features = site is not None and site.key in (self.channels.axes(site.inputs[0]) or ())
+            if site is None or (over_features and not product.attends):
                 continue
             site = self.sites.setdefault(site.inputs[0], site)  # one attention may go into several products
             site.products += [product, *found]
@@ -334,6 +338,10 @@ class _Recogniser:
             self.attentions.append((site, found[0], product, side))
             self.masked |= between
             return
+        if product.attends:
+            raise ValueError(
+                f"attention names {product.line}, where no operand is made of a product of two activations, its scores."
+            )
 
     def softmax_of(self, variable: Variable) -> tuple[Unit | None, list[Equation | Unit]]:
         """The softmax that a variable comes from by moves, scales and casts, and what lies between."""
@@ -358,8 +366,13 @@ class _Recogniser:
             path.append(maker)
             variable = active[0]
 
-    def scores_of(self, variable: Variable) -> tuple[list[Equation], set[Equation]]:
-        """The products of queries and keys that a softmax is of, the first of them first, and what lies between."""
+    def scores_of(self, variable: Variable, *, told: bool) -> tuple[list[Equation], set[Equation]]:
+        """The products of queries and keys that a softmax is of, the first of them first, and what lies between.
+
+        Args:
+            variable: what the softmax is of; of attention that is told, the attention, whatever is made of the scores.
+            told: whether it is told.
+        """
         between: set[Equation] = set()
         waiting, found, seen = [variable], [], set()
         while waiting:
@@ -369,8 +382,12 @@ class _Recogniser:
                 continue
             seen.add(v)
             if isinstance(maker, Unit):
-                if maker.kind not in {"layer_norm", "softmax"}:
+                if told or maker.kind not in {"layer_norm", "softmax"}:
                     waiting.append(maker.input)
+                continue
+            if told and maker.primitive != "dot_general":
+                between.add(maker)
+                waiting += maker.active
                 continue
             if maker.primitive == "dot_general" and not products.is_scale(maker):
                 batched = bool(maker.params["dimension_numbers"][1][0])

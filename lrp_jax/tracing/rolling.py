@@ -119,7 +119,8 @@ def _signature(equation: Equation) -> Any:
         constants = [_Kept(constant) for called in programs for constant in getattr(called, "consts", ())]
         described = str(programs), repr(plain), tuple(constants)
     inputs = tuple((str(v), repr(v.constant) if not v.shape else "") for v in equation.inputs)
-    return equation.primitive, described, inputs, tuple(map(str, equation.outputs)), equation.exact is None
+    outputs = tuple(map(str, equation.outputs))
+    return equation.primitive, described, inputs, outputs, equation.exact is None, equation.attends
 
 
 def _programs(values: Iterable[Any]) -> Iterator[Any]:

@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 
 from lrp_jax.program import Equation, Program, Variable, activate, deactivate, flatten, prune
+from lrp_jax.rules.composite import is_written_at
 from lrp_jax.tracing import batch, derivatives, given, layout, products
 from lrp_jax.tracing import channels as orders
 from lrp_jax.tracing.chain import broken_chain, moved_by_inputs, queried
@@ -40,6 +41,7 @@ def trace(
     explain_wrt: str | int | None = None,
     position: int | None = None,
     channels: str | None = None,
+    attention: Sequence[str] | None = None,
     chunk: int | None = None,
 ) -> Traced:
     """Make a model of any function in JAX, unmodified.
@@ -59,6 +61,8 @@ def trace(
         explain_wrt: which of several inputs is explained, a key or an index.
         position: which position of outputs ``[B, N, C]`` is explained: -1 for the next token of a causal model.
         channels: where images have their channels, ``"first"`` or ``"last"``; None: found.
+        attention: the lines of the products of attention with values, as ``["model.py:12"]``, ``*`` for any letters,
+            where these are not what was recognised: products of other lines are none. None: found.
         chunk: how many queries of an attention are computed at once; None: by size.
 
     Returns:
@@ -79,7 +83,7 @@ def trace(
     program, place, embed = flatten(jaxpr, may_be_whole), len(leaves) + explained, None
     if jnp.issubdtype(one[explained].dtype, jnp.integer):
         embed, place = _embedding(program, program.inputs[place]), len(program.inputs) - 1
-    order, recognised = _recognised(program, place, len(leaves), channels, is_image=embed is None)
+    order, recognised = _recognised(program, place, len(leaves), channels, attention, is_image=embed is None)
     for step, _ in recognised.walk():
         if step.region is not None:
             step.region.chunk = chunk
@@ -117,7 +121,13 @@ def _names(params: Params) -> list[str]:
 
 
 def _recognised(
-    program: Program, place: int, params: int, channels: str | None, *, is_image: bool
+    program: Program,
+    place: int,
+    params: int,
+    channels: str | None,
+    attention: Sequence[str] | None,
+    *,
+    is_image: bool,
 ) -> tuple[str | None, Recognised]:
     """Where images have their channels, and the program in operations, repeated blocks in a loop.
 
@@ -154,6 +164,8 @@ def _recognised(
         mark()
         deactivate(program)
     read = {v for equation in program.equations for v in equation.inputs}
+    if attention is not None:
+        _tell(program, attention)
     lift(program, working([example, *read.intersection(program.inputs[:params])]))
     select_first(program)
     while roll(program, spans(program)):
@@ -163,6 +175,19 @@ def _recognised(
     if unknown:
         raise UnsupportedError(_unsupported(unknown))
     return order, recognised
+
+
+def _tell(program: Program, lines: Sequence[str]) -> None:
+    """Mark the products of two activations as attention with values, or as none, by the lines of the caller."""
+    if isinstance(lines, str) or not all(isinstance(line, str) for line in lines):
+        raise ValueError(f"attention must be a list of lines, as ['model.py:12']; got {lines!r}.")
+    products = [e for e in program.walk() if e.primitive == "dot_general" and all(v.active for v in e.inputs)]
+    for product in products:
+        product.attends = any(is_written_at(product.place, line) for line in lines)
+    for line in lines:
+        if not any(is_written_at(product.place, line) for product in products):
+            places = "".join(f"\n  {place}" for place in dict.fromkeys(product.place for product in products))
+            raise ValueError(f"no product of two activations is written at {line!r} of attention; they are at{places}")
 
 
 def _logits(found: Any, position: int | None) -> Array:
@@ -238,6 +263,9 @@ def _layout(program: Recognised, example: int, parameters: int, *told: Any) -> d
     return found
 
 
+_TOLD = " (lrp_jax.trace takes attention=, the lines of the products of attention with values)"
+
+
 def _find_layout(
     program: Recognised,
     example: int,
@@ -254,6 +282,8 @@ def _find_layout(
     if len(shapes) != 1:
         among = ", ".join(f"{h} heads of {n} tokens" for h, n in sorted(shapes))
         why = f"its attention is of different sizes: {among}" if sites else "it has no attention"
+        matmul = any(step.operation is not None and step.operation.name == "matmul" for step, _ in program.walk())
+        why += _TOLD if matmul or sites else ""
         return nothing | {"without_attention": why}
     if _is_of_some(sites[-1]):
         sites[-1].rows = queried(program, example, sites[-1])
@@ -268,9 +298,10 @@ def _find_layout(
     for step, _ in program.walk():
         matmul = step.operation is not None and step.operation.name == "matmul"
         unknown = matmul and step.equations[0] not in explained and not products.is_of_each(step.equations[0], n)
+        unknown = unknown and step.equations[0].attends is None
         if unknown or n in step.weighted:
             why = f"it has a product of two activations that is no attention it is known to be, {step.equations[0]}"
-            return nothing | {"without_attention": why}
+            return nothing | {"without_attention": why + _TOLD * matmul}
     order: np.ndarray | None = None
     centres: layout.Centres | None = None
     if grid is None:
