@@ -26,6 +26,8 @@ from lrp_jax.tracing.features import Numbers
 from lrp_jax.tracing.rows import ALIKE, CoupledError, Rows, State, States, Walk
 from lrp_jax.tracing.steps import Recognised, Site, Step
 
+#: ``(program, numbers) -> program``: how equations become operations, see :func:`lrp_jax.tracing.recognise.recognise`.
+Recognise = Callable[[Program, dict[Variable, Numbers]], Recognised]
 #: Parameters of primitives that are shapes: of what an equation gives, or of what is taken from its first input.
 _SHAPES = {
     "reshape": ("new_sizes", True),
@@ -56,7 +58,7 @@ class Region:
         shared: whether something else reads of what is computed in between.
         makers: what makes the variables of the program.
         numbers: of which features they are, see :mod:`lrp_jax.tracing.features`.
-        recognise: how a program becomes one of operations, ``(program, numbers) -> program``.
+        recognise: how a program becomes one of operations.
         steps: the operations of all queries at once.
         stands: what stands for variables of the program whose equations were folded.
         chunk: how many queries are computed at once; None: by size.
@@ -68,7 +70,7 @@ class Region:
     shared: bool
     makers: Mapping[Variable, Equation]
     numbers: Mapping[Variable, Numbers]
-    recognise: Callable[[Program, dict[Variable, Numbers]], Recognised]
+    recognise: Recognise
     steps: list[Step] = dataclasses.field(default_factory=list)
     stands: Mapping[Variable, Variable] = dataclasses.field(default_factory=dict)
     chunk: int | None = None

@@ -1,16 +1,15 @@
-"""From equations to operations of the rules: what each equation of a program is, and where its attention is."""
+"""From equations to operations of the rules: what each equation of a program is."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping
 from functools import partial
 
 from lrp_jax.program import Equation, Program, Variable, parts_of_scan
 from lrp_jax.tracing import affine, folding, operations, products
+from lrp_jax.tracing.attention import Attention
 from lrp_jax.tracing.features import Features, Numbers, along_last, is_affine, varying
 from lrp_jax.tracing.operations import Operation
-from lrp_jax.tracing.queries import Region
 from lrp_jax.tracing.rolling import is_stack
 from lrp_jax.tracing.steps import Choice, Loop, Recognised, Site, Step
 from lrp_jax.tracing.units import ELEMENTWISE, MOVES, Unit, find
@@ -36,10 +35,6 @@ def recognise(
     return _Recogniser(program, pixels, unknown, given).run()
 
 
-def _of_some(program: Program, numbers: dict[Variable, Numbers]) -> Recognised:
-    return recognise(program, set(), [], numbers)
-
-
 _AFFINE = frozenset({"add", "add_any", "sub", "mul", "div", "neg", "convert_element_type"})
 
 
@@ -50,7 +45,7 @@ def spans(program: Program) -> list[tuple[int, int]]:
     place = {e: i for i, e in enumerate(program.equations)}
     together = [[place[e] for e in unit.equations] for unit in recogniser.unit_of.values()]
     together += [[place[product], *(place[p.equation] for p in parts)] for product, parts in recogniser.folds.items()]
-    together += [[place[scores], place[product]] for _, scores, product, _ in recogniser.attentions]
+    together += [[place[scores], place[product]] for _, scores, product, _ in recogniser.attention.found]
     return [(min(places), max(places)) for places in together]
 
 
@@ -69,10 +64,6 @@ class _Recogniser:
         self.alone_set = set(self.alone)
         self.maker: dict[Variable, Equation | Unit] = {v: e for e in self.alone for v in e.outputs}
         self.maker |= self.unit_of
-        self.sites: dict[Variable, Site] = {}
-        self.scores: set[Equation] = set()
-        self.attentions: list[tuple[Site, Equation, Equation, int]] = []  # with scores, product, and the side in it
-        self.masked: set[Equation] = set()  # between scores and softmax
         self.readers: dict[Variable, list[Equation]] = {}
         for equation in program.equations:
             for variable in dict.fromkeys(equation.inputs):
@@ -81,24 +72,23 @@ class _Recogniser:
             given = {v: along_last(v) for v in program.inputs if v.active and v.shape and v not in pixels}
         self.fixed = {e for e in self.alone if products.is_fixed(e, program, self.maker)}
         self.channels = Features(program, self.unit_of, given, self.fixed)
+        self.attention = Attention(program, self.maker, self.channels, self.readers)
         self.finder = folding.Finder(program, self.channels, self.readers, self.alone_set)
         self.folds: dict[Equation, list[affine.Part]] = {}
         self.same: dict[Variable, Variable] = {}  # what stands for what parts of products give
 
     def look(self) -> None:
         """Find what is recognised by more than one equation."""
-        for equation in self.alone:
-            if equation.primitive == "dot_general" and len(equation.active) == 2:
-                self.look_for_attention(equation)
+        self.attention.find(self.alone)
         for unit in list(self.unit_of.values()):
             if unit.kind == "layer_norm":
                 self.extend(unit)
-        self.folds = self.finder.of_products(self.scores | self.fixed)
+        self.folds = self.finder.of_products(self.attention.scores | self.fixed)
 
     def run(self) -> Recognised:
         """The program in operations."""
         self.look()
-        regions = list(filter(None, (self.region(*attention) for attention in self.attentions)))
+        regions = self.attention.regions(lambda program, numbers: recognise(program, set(), [], numbers))
         steps: list[Step] = []
         for equation in self.rewritten():
             if equation in self.alone_set:
@@ -108,36 +98,13 @@ class _Recogniser:
             else:
                 continue
             steps[-1].tokens = self.tokens(steps[-1])
-            steps += [self.sites[v] for v in steps[-1].outputs if v in self.sites]
+            steps += [self.attention.sites[v] for v in steps[-1].outputs if v in self.attention.sites]
         for region, inside in regions:
             region.stands = self.same
             region.steps = [s for s in steps if inside.issuperset(s.equations)]
             for step in region.steps:
                 step.region = region
         return Recognised(self.program.inputs, self.program.outputs, self.replaced(steps))
-
-    def region(self, site: Site, scores: Equation, product: Equation, side: int) -> tuple[Region, set[Equation]] | None:
-        """What is from the scores to the product with the values, and its equations; None: there are no queries."""
-        if site.query is None:
-            return None
-        after, inside = set(scores.outputs), [scores]
-        for equation in self.program.equations[self.program.equations.index(scores) + 1 :]:
-            if not after.isdisjoint(equation.inputs):
-                inside.append(equation)
-                after.update(equation.outputs)
-        needed, found = set(product.outputs), []
-        for equation in reversed(inside):
-            if not needed.isdisjoint(equation.outputs):
-                found.append(equation)
-                needed.update(equation.inputs)
-        equations = found[::-1]
-        made = {v for e in equations[:-1] for v in e.outputs}
-        shared = not made.isdisjoint(self.program.outputs) or any(
-            not set(self.readers.get(v, ())) <= set(equations) for v in made
-        )
-        numbers, makers = self.channels.of, {v: e for e in self.program.equations for v in e.outputs}
-        copies = [dataclasses.replace(e) for e in equations]
-        return Region(copies, side, site.query, shared, makers, numbers, _of_some), set(equations)
 
     def tokens(self, step: Step) -> tuple[int, ...] | None:
         """The axes of what an operation gives that are of no features, if the rules see these axes."""
@@ -159,9 +126,9 @@ class _Recogniser:
         self.program.outputs[:] = [same.get(v, v) for v in self.program.outputs]
         for unit in self.unit_of.values():
             unit.input = same.get(unit.input, unit.input)
-        for site in self.sites.values():
+        for site in self.attention.sites.values():
             site.inputs = tuple(same.get(v, v) for v in site.inputs)
-        self.sites = {site.inputs[0]: site for site in self.sites.values()}
+        self.attention.sites = {site.inputs[0]: site for site in self.attention.sites.values()}
         # A product is run after all that is read by what follows it.
         maker = {v: e for e in self.program.equations for v in e.outputs}
         found: dict[Equation, None] = {}
@@ -217,7 +184,7 @@ class _Recogniser:
             if any(branch.sites for branch in branches):
                 self.unknown.append(equation)
             return Choice(Operation("cond"), given, made, (equation,), branches)
-        if equation in self.scores:
+        if equation in self.attention.scores:
             operation: Operation | None = products.as_matmul(equation)
         elif equation in self.fixed:
             of_pixels = self.is_pixels(equation)
@@ -260,7 +227,7 @@ class _Recogniser:
 
     def weights(self, equation: Equation) -> frozenset[int]:
         """Over how many values a factor is a softmax: a weighted sum may be written so."""
-        softmaxes = [self.softmax_of(variable)[0] for variable in equation.active]
+        softmaxes = [self.attention.softmax_of(variable)[0] for variable in equation.active]
         return frozenset().union(*(unit.reduced for unit in softmaxes if unit is not None))
 
     def extend(self, unit: Unit) -> None:
@@ -282,7 +249,7 @@ class _Recogniser:
 
     def is_shift(self, equation: Equation) -> bool:
         """Whether a constant is added to activations; to scores it is a mask, and pixels are shifted by themselves."""
-        if not is_affine(equation) or equation in self.masked:
+        if not is_affine(equation) or equation in self.attention.masked:
             return False
         adds = equation.primitive in {"add", "add_any"}
         if equation.active[0] in self.pixels:
@@ -315,136 +282,4 @@ class _Recogniser:
         length = equation.params["length"]
         return Loop(
             Operation("scan"), equation.inputs, equation.outputs, (equation,), body, consts, carry, length, each
-        )
-
-    # Attention: a product one of whose operands comes through a softmax from another product.
-
-    def look_for_attention(self, product: Equation) -> None:
-        if product.attends is False:
-            return
-        for side in (0, 1):
-            softmax, path = self.softmax_of(product.inputs[side])
-            if softmax is None and not product.attends:
-                continue
-            told = softmax is None
-            found, between = self.scores_of(product.inputs[side] if softmax is None else softmax.input, told=told)
-            site = self.site(product, side, found[0], path) if found else None
-            over_features = site is not None and site.key in (self.channels.axes(site.inputs[0]) or ())
-            if site is None or (over_features and not product.attends):
-                continue
-            site = self.sites.setdefault(site.inputs[0], site)  # one attention may go into several products
-            site.products += [product, *found]
-            self.scores.update(found)
-            self.attentions.append((site, found[0], product, side))
-            self.masked |= between
-            return
-        if product.attends:
-            raise ValueError(
-                f"attention names {product.line}, where no operand is made of a product of two activations, its scores."
-            )
-
-    def softmax_of(self, variable: Variable) -> tuple[Unit | None, list[Equation | Unit]]:
-        """The softmax that a variable comes from by moves, scales and casts, and what lies between."""
-        path: list[Equation | Unit] = []
-        while True:
-            maker = self.maker.get(variable)
-            if maker is None:
-                return None, path
-            if isinstance(maker, Unit):
-                if maker.kind == "softmax":
-                    return maker, path
-                if maker.kind == "layer_norm":
-                    return None, path
-                path.append(maker)
-                variable = maker.input
-                continue
-            active = maker.active
-            if maker.inner & {"exp"} and "reduce_sum" in maker.inner and len(active) == 1:
-                return Unit("softmax", active[0], maker.outputs[0], [maker]), path
-            if len(active) != 1 or not (self.passes(maker) or products.mixes_heads(maker)):
-                return None, path
-            path.append(maker)
-            variable = active[0]
-
-    def scores_of(self, variable: Variable, *, told: bool) -> tuple[list[Equation], set[Equation]]:
-        """The products of queries and keys that a softmax is of, the first of them first, and what lies between.
-
-        Args:
-            variable: what the softmax is of; of attention that is told, the attention, whatever is made of the scores.
-            told: whether it is told.
-        """
-        between: set[Equation] = set()
-        waiting, found, seen = [variable], [], set()
-        while waiting:
-            v = waiting.pop()
-            maker = self.maker.get(v)
-            if v in seen or maker is None:
-                continue
-            seen.add(v)
-            if isinstance(maker, Unit):
-                if told or maker.kind not in {"layer_norm", "softmax"}:
-                    waiting.append(maker.input)
-                continue
-            if told and maker.primitive != "dot_general":
-                between.add(maker)
-                waiting += maker.active
-                continue
-            if maker.primitive == "dot_general" and not products.is_scale(maker):
-                batched = bool(maker.params["dimension_numbers"][1][0])
-                if len(maker.active) == 2 or all(u.active for u in maker.inputs):
-                    found.append(maker)
-                elif products.mixes_heads(maker):
-                    waiting += maker.active
-                elif batched or products.is_of_product(maker, self.maker):
-                    found.append(maker)
-                continue
-            if self.passes(maker) or maker.primitive in {"add", "add_any", "sub", "tanh", "max", "min", "concatenate"}:
-                between.add(maker)
-                waiting += maker.active
-        return sorted(found, key=self.program.equations.index), between
-
-    def passes(self, equation: Equation) -> bool:
-        """Whether it moves, casts, scales, shifts or chooses one active value."""
-        one = len(equation.active) == 1
-        return (equation.primitive in MOVES | {"mul", "div", "add", "sub"} and one) or products.is_scale(equation)
-
-    def site(self, product: Equation, side: int, scores: Equation, path: list[Equation | Unit]) -> Site | None:
-        """Where the attention goes into a product; None: it has not the axes of attention."""
-        operand = product.inputs[side]
-        _, contracted, free = products.axes(product, side)
-        keys = [i for i in contracted if operand.shape[i] > 1] or contracted[-1:]
-        if len(keys) != 1:
-            return None
-        n = operand.shape[keys[0]]
-        wide = [i for i in free if operand.shape[i] > 1]
-        queries = [i for i in wide if operand.shape[i] == n] or wide or free
-        query = queries[-1] if queries else None
-        heads = tuple(i for i in range(len(operand.shape)) if i not in (query, keys[0]))
-        attention, rows = operand, None
-        # The queries that are not read may have been left out: taps are added before.
-        for maker in path:
-            if query is None or not isinstance(maker, Equation) or maker.primitive != "slice":
-                break
-            whole = maker.active[0]
-            starts, limits = maker.params["start_indices"], maker.params["limit_indices"]
-            if len(whole.shape) != len(attention.shape) or maker.params["strides"] not in (None, (1,) * len(starts)):
-                break
-            if any(whole.shape[i] != attention.shape[i] for i in range(len(whole.shape)) if i != query):
-                break
-            attention, rows = whole, (starts[query], limits[query])
-        tapped = Variable(attention.shape, attention.dtype, True, own=attention.own)
-        learned = not all(v.active for v in scores.inputs)
-        return Site(
-            Operation("attention"),
-            (attention,),
-            (tapped,),
-            (product,),
-            heads,
-            query,
-            keys[0],
-            product,
-            1 - side,
-            learned,
-            [],
-            rows,
         )
