@@ -14,7 +14,8 @@ import jax
 from jax import Array
 
 from lrp_jax.model import Model, Params, ask
-from lrp_jax.program import MOVES, Equation, Program, activate, deactivate, flatten
+from lrp_jax.primitives import MOVES
+from lrp_jax.program import Equation, Program, activate, deactivate, flatten
 from lrp_jax.rules import GRADIENT, Rules, Where
 from lrp_jax.rules.composite import Choices, tagged
 from lrp_jax.rules.paired import operation, operations

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from jax.extend import core
 from jax.extend.source_info_util import summarize
 
+from lrp_jax.primitives import CALLS, CHOICES, OWN_DERIVATIVE
+
 
 @dataclasses.dataclass(eq=False, slots=True)
 class Variable:
@@ -124,35 +126,6 @@ class Program:
                 yield from program.walk()
 
 
-#: What only moves values.
-MOVES = frozenset(
-    {"broadcast_in_dim", "concatenate", "convert_element_type", "copy", "copy_p", "dynamic_slice"}
-    | {"dynamic_update_slice", "expand_dims", "gather", "layout_constraint", "mesh_cast", "name"}
-    | {"optimization_barrier", "pad", "pcast", "pvary", "reduce_precision", "reshape", "reshard", "rev", "scatter"}
-    | {"select_n", "sharding_constraint", "slice", "split", "squeeze", "stack", "transpose", "unstack"}
-)
-#: Calls, and the parameter that has what is called.
-_CALLS = {
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
-    "core_closed_call": "call_jaxpr",
-    "checkpoint": "jaxpr",
-    "remat": "jaxpr",
-    "remat2": "jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-    "custom_vjp_call_jaxpr": "fun_jaxpr",
-}
-_OWN_DERIVATIVE = frozenset({"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"})
-#: What has no derivative.
-CHOICES = frozenset(
-    {"stop_gradient", "sign", "floor", "ceil", "round", "is_finite", "argmax", "argmin", "eq", "ne", "lt", "le", "gt"}
-    | {"ge", "and", "or", "not", "xor", "nextafter"}
-)
-
-
 def flatten(jaxpr: Any, whole: Callable[[frozenset[str]], bool]) -> Program:
     """A program of a (closed) jaxpr, its calls inlined.
 
@@ -189,7 +162,7 @@ def inline(jaxpr: Any, arguments: Sequence[Variable], program: Program, whole: A
         name = equation.primitive.name
         source = caller if of_library else equation.source_info
         inputs = tuple(map(read, equation.invars))
-        function, is_own = called(equation), name in _OWN_DERIVATIVE
+        function, is_own = called(equation), name in OWN_DERIVATIVE
         inside = frozenset(primitives(function)) if is_own else frozenset()
         is_opened = function is not None and not (is_own and whole(inside))
         if is_opened:
@@ -207,7 +180,7 @@ def inline(jaxpr: Any, arguments: Sequence[Variable], program: Program, whole: A
 
 def called(equation: Any) -> Any:
     """The jaxpr that an equation calls; None: it is no call."""
-    return equation.params.get(_CALLS.get(getattr(equation.primitive, "name", equation.primitive)))
+    return equation.params.get(CALLS.get(getattr(equation.primitive, "name", equation.primitive)))
 
 
 def _programs(equation: Any, whole: Any) -> tuple[Program, ...]:
@@ -219,7 +192,7 @@ def _programs(equation: Any, whole: Any) -> tuple[Program, ...]:
 
 def _caller(equation: Any) -> Callable[..., Sequence[Any]]:
     """What computes an equation."""
-    if equation.primitive.name not in _CALLS:
+    if equation.primitive.name not in CALLS:
 
         def bind(*values: Any, **changed: Any) -> Sequence[Any]:
             result = equation.primitive.bind(*values, **equation.params | changed)
@@ -246,7 +219,7 @@ def primitives(jaxpr: Any) -> set[str]:
     names: set[str] = set()
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         name = equation.primitive.name
-        names |= primitives(equation.params[_CALLS[name]]) if name in _CALLS else {name}
+        names |= primitives(equation.params[CALLS[name]]) if name in CALLS else {name}
     return names
 
 

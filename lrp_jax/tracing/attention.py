@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+from lrp_jax.primitives import AFFINE, MOVES
 from lrp_jax.program import Equation, Program, Variable
 from lrp_jax.tracing import products
 from lrp_jax.tracing.features import Features
 from lrp_jax.tracing.operations import Operation
 from lrp_jax.tracing.queries import Recognise, Region
 from lrp_jax.tracing.steps import Site
-from lrp_jax.tracing.units import MOVES, Unit
+from lrp_jax.tracing.units import Unit
 
 
 class Attention:
@@ -163,7 +164,7 @@ class Attention:
     def _passes(self, equation: Equation) -> bool:
         """Whether it moves, casts, scales, shifts or chooses one active value."""
         one = len(equation.active) == 1
-        return (equation.primitive in MOVES | {"mul", "div", "add", "sub"} and one) or products.is_scale(equation)
+        return (equation.primitive in MOVES | AFFINE - {"neg"} and one) or products.is_scale(equation)
 
     def _site(self, product: Equation, side: int, scores: Equation, path: list[Equation | Unit]) -> Site | None:
         """Where the attention goes into a product; None: it has not the axes of attention."""

@@ -8,11 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from lrp_jax.program import Equation
-from lrp_jax.tracing.rows import ALIKE, CoupledError, Handler, Rows, State, States, Walk, relocated
-
-
-def _alike(walk: Walk, equation: Equation, states: States) -> State:
-    return walk.together(equation, states)
+from lrp_jax.tracing.rows import CoupledError, Handler, Rows, State, States, Walk, relocated
 
 
 def _each(walk: Walk, equation: Equation, states: States) -> list[State]:
@@ -243,7 +239,6 @@ _MATRICES = ("cholesky", "eig", "eigh", "householder_product", "lu", "qr", "svd"
 _CUMULATIVE = ("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp")
 #: By primitive.
 HANDLERS: dict[str, Handler] = {
-    **dict.fromkeys(ALIKE, _alike),
     **dict.fromkeys(_ONE_BY_ONE, _each),
     **dict.fromkeys(_MATRICES, _matrices),
     **dict.fromkeys(_REDUCTIONS, _without(lambda e: e.params["axes"], kept=False)),

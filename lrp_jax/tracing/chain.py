@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lrp_jax.primitives import REORDERING
 from lrp_jax.program import Equation, Variable
 from lrp_jax.rules import Rules
 from lrp_jax.tracing import products
@@ -293,8 +294,6 @@ def _sites(program: Recognised, times: tuple[int, ...]) -> Iterator[tuple[Site, 
 #: What takes values to places, or from them: which of its inputs say where, and which are as large if all are moved.
 _PLACED = {"gather": slice(1, 2), "scatter": slice(1, 2), "dynamic_slice": slice(1, None)}
 _PLACED |= {"dynamic_update_slice": slice(2, None)}
-#: What puts values in another order.
-_DISPLACING = frozenset({"rev", "transpose", "gather", "slice", "concatenate", "dynamic_slice", "sort", "top_k"})
 _MIXES = frozenset({"dense", "patch_embed", "matmul"})
 
 
@@ -324,7 +323,7 @@ class _Moves:
                 mixed.update(step.outputs)
             if (plain or found is self.before) and self.moves(step):
                 found.append(step.equations[0])
-            self.displaced |= plain and found is self.between and step.equations[0].primitive in _DISPLACING
+            self.displaced |= plain and found is self.between and step.equations[0].primitive in REORDERING
             if _attends(step) and found is self.before:  # its tokens are what was computed so far
                 found = self.between
                 mixed.clear()
@@ -338,7 +337,7 @@ class _Moves:
         name = step.equations[0].primitive
         if isinstance(step, Choice):
             inside = {s.equations[0].primitive for branch in step.branches for s, _ in branch.walk()}
-            return step.inputs[0] in self.said and not inside.isdisjoint(_DISPLACING)
+            return step.inputs[0] in self.said and not inside.isdisjoint(REORDERING)
         if name == "select_n":
             return step.inputs[0] in self.said and any(self.is_displaced(v) for v in step.active)
         if name in _PLACED:
@@ -352,7 +351,7 @@ class _Moves:
         """Whether a variable is another in a different order."""
         step = self.maker.get(variable)
         while step is not None and step.operation is not None and step.operation.name == "move":
-            if step.equations[0].primitive in _DISPLACING:
+            if step.equations[0].primitive in REORDERING:
                 return True
             step = self.maker.get(step.active[0]) if len(step.active) == 1 else None
         return False

@@ -18,8 +18,8 @@ import numpy as np
 from jax.extend import core
 
 from lrp_jax.model import full_precision
-from lrp_jax.program import MOVES, Equation, Program, Variable, called, parts_of_scan
-from lrp_jax.tracing.units import ELEMENTWISE
+from lrp_jax.primitives import ELEMENTWISE, ENDS, MOVES, ROUNDINGS, SHIFTS
+from lrp_jax.program import Equation, Program, Variable, called, parts_of_scan
 
 
 class UnsupportedError(ValueError):
@@ -165,11 +165,6 @@ class _Rounded:
     of: Variable | None
 
 
-_ROUNDINGS = frozenset({"round", "floor", "ceil", "sign"})
-#: What leaves it the rounded value, but for a scale and a shift.
-_SHIFTS = frozenset({"add", "sub", "mul", "div", "neg", "max", "min", "clamp"})
-#: What chooses, or stops at the user's wish.
-_ENDS = frozenset({"stop_gradient", "eq", "ne", "lt", "le", "gt", "ge", "argmax", "argmin", "is_finite"})
 #: Which inputs only say where.
 _PLACES = {"gather": (1,), "select_n": (0,), "cond": (0,), "scatter": (1,), "scatter-add": (1,), "scatter_add": (1,)}
 
@@ -203,7 +198,7 @@ class _Search:
             given = [known.get(v) for v in equation.inputs]
             if _rounds(equation):
                 made: Sequence[_Rounded | None] = [_Rounded(equation, equation.active[0])] * len(equation.outputs)
-            elif (any(given) or equation.programs) and equation.primitive not in _ENDS:
+            elif (any(given) or equation.programs) and equation.primitive not in ENDS:
                 made = self.passed(equation, given)
             else:
                 continue
@@ -229,7 +224,7 @@ class _Search:
             beside = name in {"add", "sub", "mul", "div"} and all(self.is_beside(r, equation.active) for r in values)
             self.found += [] if beside else [r.source for r in values]
             return [None] * len(equation.outputs)
-        is_alike = name in _SHIFTS | MOVES | _ROUNDINGS and len(values) == 1
+        is_alike = name in SHIFTS | MOVES | ROUNDINGS and len(values) == 1
         return [values[0] if is_alike else _Rounded(values[0].source, None)] * len(equation.outputs)
 
     def around(self, equation: Equation, given: list[_Rounded | None]) -> Sequence[_Rounded | None]:
@@ -265,4 +260,4 @@ def _rounds(equation: Equation) -> bool:
         return False
     to_integers = any(jnp.issubdtype(v.dtype, jnp.integer) for v in equation.outputs)
     is_cast = equation.primitive in {"convert_element_type", "bitcast_convert_type"} or bool(equation.inner)
-    return equation.primitive in _ROUNDINGS or (is_cast and to_integers)
+    return equation.primitive in ROUNDINGS or (is_cast and to_integers)

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from lrp_jax.primitives import AFFINE, ELEMENTWISE, KEEPS, REDUCTIONS
 from lrp_jax.program import Equation, Program, Variable
 from lrp_jax.tracing import products
-from lrp_jax.tracing.units import ELEMENTWISE, REDUCTIONS, Unit
+from lrp_jax.tracing.units import Unit
 
 #: Integers of a variable's shape, equal for values of one feature. ``~n`` stands for a value that is beside feature n,
 #: as a class token is, or made of it: no value of the product that n is of. Axes along which they do not vary have a
@@ -216,7 +217,7 @@ class Features:
     def moved(self, equation: Equation, numbers: Numbers) -> Sequence[Numbers | None] | None:
         """After a move of one variable; None: it is none, or where it takes values is not known."""
         name, params = equation.primitive, equation.params
-        if name in _KEEPS:
+        if name in KEEPS:
             return [numbers]
         if name in {"gather", "dynamic_slice"}:
             return self._chosen(equation, numbers)
@@ -265,15 +266,9 @@ class Features:
 def is_affine(equation: Equation) -> bool:
     """Whether it scales or shifts one active value, by constants."""
     active = equation.active
-    if equation.primitive not in {"add", "add_any", "sub", "mul", "div", "neg"} or len(active) != 1:
+    if equation.primitive not in AFFINE or len(active) != 1:
         return False
     return equation.inputs.count(active[0]) == 1 and not (equation.primitive == "div" and equation.inputs[1].active)
-
-
-_KEEPS = frozenset(
-    {"convert_element_type", "copy", "copy_p", "layout_constraint", "mesh_cast", "name", "pcast", "pvary"}
-    | {"reduce_precision", "reshard", "sharding_constraint"}
-)
 
 
 def _broadcast(params: Mapping[str, Any], numbers: Numbers) -> list[Numbers]:

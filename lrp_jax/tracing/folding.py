@@ -15,13 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from lrp_jax.primitives import ADDITIONS, MOVES
 from lrp_jax.program import Equation, Program, Variable
 from lrp_jax.tracing import products
 from lrp_jax.tracing.affine import Part
 from lrp_jax.tracing.features import Features, Numbers, distinct, is_affine, varying
-from lrp_jax.tracing.units import MOVES
 
-_ADDITIONS = frozenset({"add", "add_any"})
 Readers = Mapping[Variable, Sequence[Equation]]
 
 
@@ -102,7 +101,7 @@ class Finder:
                 self.move(equation)
             elif is_affine(equation):
                 self.look_at(equation)
-            elif equation.primitive in _ADDITIONS:
+            elif equation.primitive in ADDITIONS:
                 self.add(equation)
         place = {equation: i for i, equation in enumerate(self.program.equations)}
         return {product: sorted(parts, key=lambda part: place[part.equation]) for product, parts in self.parts.items()}
@@ -172,7 +171,7 @@ class Finder:
     def is_biased(self, term: _Term) -> bool:
         """Whether any product of a term has a shift so far."""
         parts = (part for product, _ in self.ranges(distinct(term.numbers)) for part in self.parts.get(product, ()))
-        return any(part.equation.primitive in {"sub", *_ADDITIONS} for part in parts)
+        return any(part.equation.primitive in {"sub", *ADDITIONS} for part in parts)
 
     def look_at(self, equation: Equation) -> None:
         """See whether an equation scales or shifts features of products alone, whose values nothing else reads."""
@@ -180,7 +179,7 @@ class Finder:
         if output.shape != variable.shape:
             return
         terms = self.terms(variable)
-        adds = equation.primitive in _ADDITIONS or (equation.primitive == "sub" and equation.inputs[0].active)
+        adds = equation.primitive in ADDITIONS or (equation.primitive == "sub" and equation.inputs[0].active)
         if variable in self.open and any(self.fits(equation, equation, term) for term in terms):
             waiting = (*self.open[variable], equation)
             if changes(equation, variable):

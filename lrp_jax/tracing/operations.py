@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from lrp_jax.primitives import ELEMENTWISE, MOVES, put_beside
 from lrp_jax.program import Equation
 from lrp_jax.rules import Rules
-from lrp_jax.tracing.units import ELEMENTWISE, MOVES, Unit
+from lrp_jax.tracing.units import Unit
 
 
 def _by_itself(*_: Any) -> Any:
@@ -46,7 +47,7 @@ Handler = Callable[[Equation], Operation | None]
 TABLE: dict[str, Handler] = {}
 
 
-def register(*primitives: str) -> Callable[[Handler], Handler]:
+def register(*primitives: str, like: str | None = None) -> Callable[[Handler], Handler]:
     """Make equations of some primitives known.
 
     The function that is decorated gets an :class:`Equation` that has active inputs (``equation.inputs[i].active``) and
@@ -58,10 +59,18 @@ def register(*primitives: str) -> Callable[[Handler], Handler]:
 
     Args:
         *primitives: names, as in the error that names what is unknown.
+        like: a primitive that they are like, as ``"tanh"`` for what is elementwise: what is known of that one, which
+            values it moves or mixes, holds of them. Its operation is theirs too, if no function is decorated.
 
     Returns:
         The decorator. It gives the function back as it is.
+
+    Raises:
+        ValueError: ``like`` is not known.
     """
+    if like is not None:
+        put_beside(primitives, like)
+        TABLE.update(dict.fromkeys(primitives, TABLE[like]) if like in TABLE else {})
 
     def decorate(handler: Handler) -> Handler:
         TABLE.update(dict.fromkeys(primitives, handler))

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lrp_jax.program import MOVES, Equation, Program, Variable, inline, parts_of_scan
+from lrp_jax.primitives import MOVES
+from lrp_jax.program import Equation, Program, Variable, inline, parts_of_scan
 
 #: Real and imaginary part.
 Pair = tuple[Any, Any]

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lrp_jax.program import MOVES, Equation, Program, Variable, activate, flatten
+from lrp_jax.primitives import CASTS, MOVES
+from lrp_jax.program import Equation, Program, Variable, activate, flatten
 from lrp_jax.rules.base import merge
 from lrp_jax.rules.paired import once
 from lrp_jax.tracing.steps import Step
@@ -170,10 +171,6 @@ def own_value(variable: Variable, value: Any) -> Any:
     return _as(value, variable.own or variable.dtype)
 
 
-#: What gives values that it is given, beside what is told of moves.
-_CASTS = frozenset({"convert_element_type", "reduce_precision"})
-
-
 def values_of(step: Step, inputs: Sequence[Any], results: Sequence[Array]) -> Sequence[Array]:
     """The results of an operation with the values of the program's own equations; what is sent back is the operation's.
 
@@ -183,7 +180,7 @@ def values_of(step: Step, inputs: Sequence[Any], results: Sequence[Array]) -> Se
         results: what it gave.
     """
     alone = len(step.equations) == 1
-    if len(results) > 1 or (alone and step.equations[0].primitive in MOVES - _CASTS):
+    if len(results) > 1 or (alone and step.equations[0].primitive in MOVES - CASTS):
         return results
     is_array = [isinstance(x, Array) for x in inputs]
 

@@ -12,11 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lrp_jax.program import MOVES, Equation, Program, Variable
+from lrp_jax.primitives import AFFINE, MOVES
+from lrp_jax.program import Equation, Program, Variable
 from lrp_jax.rules import Rules
 from lrp_jax.tracing.operations import Operation, register
-
-_AFFINE = frozenset({"add", "sub", "mul", "div", "neg"})
 
 
 @register("dot_general")
@@ -92,7 +91,7 @@ def is_fixed(equation: Equation, program: Program, maker: Mapping[Variable, Any]
 def is_of_product(equation: Equation, maker: Mapping[Variable, Any]) -> bool:
     """Whether a product with parameters is of what another one gives, as the scores of a learned query are of keys."""
     made_by = maker.get(equation.active[0])
-    while isinstance(made_by, Equation) and len(made_by.active) == 1 and made_by.primitive in MOVES | _AFFINE:
+    while isinstance(made_by, Equation) and len(made_by.active) == 1 and made_by.primitive in MOVES | AFFINE:
         made_by = maker.get(made_by.active[0])
     return isinstance(made_by, Equation) and is_dense(made_by)
 

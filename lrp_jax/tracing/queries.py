@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from lrp_jax.primitives import ALIKE
 from lrp_jax.program import Equation, Program, Variable, flatten, prune
 from lrp_jax.rules import Rules
 from lrp_jax.rules.attention import CHUNK, over_queries
@@ -23,7 +24,7 @@ from lrp_jax.rules.base import merge
 from lrp_jax.tracing import products
 from lrp_jax.tracing.axes import HANDLERS
 from lrp_jax.tracing.features import Numbers
-from lrp_jax.tracing.rows import ALIKE, CoupledError, Rows, State, States, Walk
+from lrp_jax.tracing.rows import CoupledError, Rows, State, States, Walk
 from lrp_jax.tracing.steps import Recognised, Site, Step
 
 #: ``(program, numbers) -> program``: how equations become operations, see :func:`lrp_jax.tracing.recognise.recognise`.
@@ -42,8 +43,6 @@ _KNOWN = {
     for name, handler in HANDLERS.items()
     if not name.startswith(("conv_", "random", "scatter", "reduce_window", "bitcast"))
 }
-#: What is computed again for some queries rather than kept for all of them, if the example has no part in it.
-_CHEAP = ALIKE | {"broadcast_in_dim"}
 
 
 @dataclasses.dataclass(eq=False)
@@ -327,7 +326,12 @@ class _Queries(Walk):
             return self.rows.get(variable, rows) == rows
         outer = self.given.get(variable)
         maker = self.maker.get(variable) if outer is None else self.makers.get(outer)
-        if maker is not None and not maker.outputs[0].active and maker.primitive in _CHEAP and not maker.inner:
+        if (
+            maker is not None
+            and not maker.outputs[0].active
+            and maker.primitive in {*ALIKE, "broadcast_in_dim"}
+            and not maker.inner
+        ):
             inputs = maker.inputs if outer is None else tuple(map(self.stands_for, maker.inputs))
             if all(self._is_cut(maker, v, rows) for v in inputs):
                 if outer is not None:

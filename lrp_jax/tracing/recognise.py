@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from functools import partial
 
+from lrp_jax.primitives import ADDITIONS, AFFINE, ELEMENTWISE, MOVES
 from lrp_jax.program import Equation, Program, Variable, parts_of_scan
 from lrp_jax.tracing import affine, folding, operations, products
 from lrp_jax.tracing.attention import Attention
@@ -12,7 +13,7 @@ from lrp_jax.tracing.features import Features, Numbers, along_last, is_affine, v
 from lrp_jax.tracing.operations import Operation
 from lrp_jax.tracing.rolling import is_stack
 from lrp_jax.tracing.steps import Choice, Loop, Recognised, Site, Step
-from lrp_jax.tracing.units import ELEMENTWISE, MOVES, Unit, find
+from lrp_jax.tracing.units import Unit, find
 
 
 def recognise(
@@ -33,9 +34,6 @@ def recognise(
         The program in operations; not to be run if anything is unknown.
     """
     return _Recogniser(program, pixels, unknown, given).run()
-
-
-_AFFINE = frozenset({"add", "add_any", "sub", "mul", "div", "neg", "convert_element_type"})
 
 
 def spans(program: Program) -> list[tuple[int, int]]:
@@ -209,9 +207,7 @@ class _Recogniser:
             operation = operations.operation_of(equation)
         if operation is None:
             self.unknown.append(equation)
-        elif self.pixels.issuperset(equation.active) and (
-            operation.name == "move" or equation.primitive in {"mul", "div", "sub", "add", "neg"}
-        ):
+        elif self.pixels.issuperset(equation.active) and (operation.name == "move" or equation.primitive in AFFINE):
             self.pixels.update(made)
         weighted = self.weights(equation) if operation is not None and operation.name == "multiply" else frozenset()
         return Step(operation, given, made, (equation,), weighted=weighted)
@@ -220,7 +216,7 @@ class _Recogniser:
         """Whether a variable is what an activation gives, moved and scaled: one of two factors that is, is the gate."""
         maker = self.maker.get(variable)
         while isinstance(maker, Equation) and not maker.inner and len(maker.active) == 1:
-            if maker.primitive not in MOVES | _AFFINE:
+            if maker.primitive not in MOVES | AFFINE:
                 return maker.primitive in ELEMENTWISE
             maker = self.maker.get(maker.active[0])
         return bool(maker.inner) if isinstance(maker, Equation) else maker is not None and maker.kind == "activation"
@@ -251,7 +247,7 @@ class _Recogniser:
         """Whether a constant is added to activations; to scores it is a mask, and pixels are shifted by themselves."""
         if not is_affine(equation) or equation in self.attention.masked:
             return False
-        adds = equation.primitive in {"add", "add_any"}
+        adds = equation.primitive in ADDITIONS
         if equation.active[0] in self.pixels:
             return adds and self.adds_positions(equation)
         return adds or (equation.primitive == "sub" and equation.inputs[0].active)

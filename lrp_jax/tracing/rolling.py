@@ -12,6 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from lrp_jax.primitives import SELECTIONS
 from lrp_jax.program import Equation, Program, Variable
 from lrp_jax.tracing.derivatives import derivative
 
@@ -60,7 +61,6 @@ def roll(program: Program, spans: Iterable[tuple[int, int]]) -> bool:
 
 
 #: What takes parameters of one block from those of all.
-_SELECTIONS = frozenset({"dynamic_slice", "gather", "slice", "split", "squeeze", "unstack"})
 
 
 def select_first(program: Program) -> None:
@@ -71,7 +71,7 @@ def select_first(program: Program) -> None:
         constant = not any(v.active for v in equation.outputs)
         if (
             constant
-            and equation.primitive in _SELECTIONS
+            and equation.primitive in SELECTIONS
             and all(v in known or v.constant is not None for v in equation.inputs)
         ):
             known.update(equation.outputs)

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lrp_jax.primitives import ALIKE, RANDOM
 from lrp_jax.program import Equation, Program, Variable, flatten, parts_of_scan
-from lrp_jax.tracing.units import ELEMENTWISE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,22 +54,6 @@ class CoupledError(Exception):
     def __init__(self, equation: Equation) -> None:
         super().__init__(str(equation))
         self.equation = equation
-
-
-#: What draws random numbers.
-RANDOM = frozenset({"random_bits", "random_gamma", "rng_bit_generator", "rng_uniform", "threefry2x32"})
-
-#: Of arrays of one shape, each value by those at its place.
-ALIKE = (
-    ELEMENTWISE
-    | {"convert_element_type", "copy", "copy_p", "layout_constraint", "mesh_cast", "name", "pcast", "pvary"}
-    | {"reduce_precision", "reshard", "select_n", "sharding_constraint", "stop_gradient", "sign", "floor", "ceil"}
-    | {"round", "is_finite", "eq", "ne", "lt", "le", "gt", "ge", "eq_to", "lt_to", "le_to", "and", "or", "not", "xor"}
-    | {"nextafter", "rem", "real", "imag", "complex", "conj", "shift_left", "shift_right_logical"}
-    | {"shift_right_arithmetic", "population_count", "clz", "bessel_i0e", "bessel_i1e", "igamma", "igammac"}
-    | {"igamma_grad_a", "polygamma", "zeta", "regularized_incomplete_beta", "random_gamma", "random_fold_in"}
-    | {"threefry2x32"}
-)
 
 
 def coupled(
@@ -147,7 +131,7 @@ class Walk:
         if all(single):
             return [Rows(-1)] * len(equation.outputs)
         placed = [state for state in states if state is not None and state.placed is not None]
-        handler = self.handlers.get(name)
+        handler = self.handlers.get(name) or (_alike if name in ALIKE else None)
         if handler is None or any(single) or (placed and not name.startswith(("gather", "scatter"))):
             raise CoupledError(equation)
         found = handler(self, equation, states)
@@ -264,6 +248,10 @@ class Walk:
             return False
         places = np.arange(self.batch).reshape([-1 if i == axis else 1 for i in range(value.ndim - 1)])
         return bool((value[..., component] == places).all())
+
+
+def _alike(walk: Walk, equation: Equation, states: States) -> State:
+    return walk.together(equation, states)
 
 
 def _loop(walk: Walk, equation: Equation, states: States) -> list[State]:

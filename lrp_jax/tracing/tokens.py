@@ -8,13 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from lrp_jax.primitives import OF_TOKENS
 from lrp_jax.program import Equation, Program, Variable
-
-# What leaves integers the tokens that they are; comparisons do not, from which masks and positions are made.
-_SAME = frozenset(
-    {"add", "broadcast_in_dim", "clamp", "convert_element_type", "copy", "expand_dims", "max", "min", "reshape"}
-    | {"select_n", "slice", "squeeze", "sub", "transpose", "concatenate", "pad", "dynamic_slice", "copy_p"}
-)
 
 
 def embeddings(program: Program, tokens: Variable) -> list[Equation]:
@@ -43,7 +38,7 @@ def embeddings(program: Program, tokens: Variable) -> list[Equation]:
                 one_hot.update(made)
         elif name in {"convert_element_type", "reshape", "squeeze"} and given[0] in one_hot:
             one_hot.update(made)
-        elif name in _SAME and not same.isdisjoint(given) and jnp.issubdtype(made[0].dtype, jnp.integer):
+        elif name in OF_TOKENS and not same.isdisjoint(given) and jnp.issubdtype(made[0].dtype, jnp.integer):
             same.update(made)
     return found
 

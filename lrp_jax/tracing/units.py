@@ -13,26 +13,11 @@ from collections.abc import Collection, Iterable, Sequence
 
 import jax
 
-from lrp_jax import program
-from lrp_jax.program import Equation, Program, Variable, dominators
+from lrp_jax.primitives import CHOICES, DISPLACING, ELEMENTWISE, MOVES, REDUCTIONS
+from lrp_jax.program import Equation, Program, Variable, dominators, flatten
 
-#: Elementwise, of one value or of several of one shape.
-ELEMENTWISE = frozenset(
-    {"abs", "acos", "acosh", "add", "add_any", "asin", "asinh", "atan", "atan2", "atanh", "cbrt", "clamp", "cos"}
-    | {"cosh", "digamma", "div", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "integer_pow", "lgamma", "log"}
-    | {"log1p", "logistic", "max", "min", "mul", "neg", "pow", "rsqrt", "sin", "sinh", "sqrt", "square", "sub"}
-    | {"tan", "tanh"}
-)
-#: What only moves values.
-MOVES = program.MOVES | {"tile"}
-REDUCTIONS = frozenset({"reduce_sum", "reduce_max", "reduce_min"})
-#: Moves that take a value to another place along an axis.
-_DISPLACING = frozenset(
-    {"concatenate", "dynamic_slice", "dynamic_update_slice", "gather", "pad", "rev", "scatter", "slice", "split"}
-    | {"stack", "tile", "transpose", "unstack"}
-)
-_LOCAL = ELEMENTWISE | MOVES | REDUCTIONS
-_WHOLE = (ELEMENTWISE | MOVES | program.CHOICES | {"iota"}) - _DISPLACING - {"argmax", "argmin", "nextafter"}
+#: What is no part of a function of one value.
+_ELSEWHERE = {"argmax", "argmin", "nextafter"}
 
 
 @dataclasses.dataclass(eq=False)
@@ -71,12 +56,12 @@ def _opened(equation: Equation) -> list[Equation]:
     if not equation.inner:
         return [equation]
     given = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in equation.inputs]
-    return program.flatten(jax.make_jaxpr(equation.call)(*given), lambda primitives: False).equations
+    return flatten(jax.make_jaxpr(equation.call)(*given), lambda primitives: False).equations
 
 
 def is_local(equation: Equation) -> bool:
     """Whether an equation may be inside of a unit."""
-    return equation.primitive in _LOCAL or is_whole(equation)
+    return equation.primitive in ELEMENTWISE | MOVES | REDUCTIONS or is_whole(equation)
 
 
 def is_whole(equation: Equation) -> bool:
@@ -91,7 +76,9 @@ def may_be_whole(primitives: Collection[str]) -> bool:
     """
     names = set(primitives)
     is_softmax = "exp" in names and "reduce_sum" in names
-    return names <= _WHOLE | (REDUCTIONS if is_softmax else set())
+    return names <= (ELEMENTWISE | MOVES | CHOICES | {"iota"}) - DISPLACING - _ELSEWHERE | (
+        REDUCTIONS if is_softmax else set()
+    )
 
 
 def find(program: Program) -> list[Unit]:
@@ -198,7 +185,7 @@ class _Finder:
                     break
                 first, more = found
             elif is_local(equation) and equation.active[0].shape == first.shape and len(equation.outputs) == 1:
-                if equation.primitive in _DISPLACING:
+                if equation.primitive in DISPLACING:
                     break
                 first, more = equation.active[0], {place}
             else:
@@ -249,7 +236,7 @@ def _displaced(equations: Sequence[Equation]) -> list[Equation]:
     for equation in equations:
         if equation.primitive in REDUCTIONS or all(v in reduced for v in equation.active):
             reduced.update(equation.outputs)
-        elif equation.primitive in _DISPLACING:
+        elif equation.primitive in DISPLACING:
             displaced.append(equation)
     return displaced
 

@@ -112,6 +112,27 @@ def test_a_primitive_is_registered(monkeypatch):
     assert np.isfinite(found.relevance).all()
 
 
+def test_a_primitive_of_ones_own_is_like_another(monkeypatch):
+    """All that is known of ``tanh`` holds of it: that it is an activation, and computes each example by itself."""
+    monkeypatch.setattr("lrp_jax.tracing.operations.TABLE", dict(tracing.TABLE))
+    wave = jax.extend.core.Primitive("wave")
+    wave.def_impl(jnp.tanh)
+    wave.def_abstract_eval(lambda x: x)
+    jax.interpreters.mlir.register_lowering(wave, jax.interpreters.mlir.lower_fun(jnp.tanh, multiple_results=False))
+    jax.interpreters.ad.defjvp(wave, lambda t, x: t * (1 - jnp.tanh(x) ** 2))
+    jax.interpreters.batching.defvectorized(wave)
+    with pytest.raises(tracing.UnsupportedError, match="wave of"):
+        lrp_jax.trace(lambda p, x: head(p, wave.bind(x)), HEAD, IMAGES)
+    with pytest.raises(ValueError, match="like must be a primitive of lrp_jax.primitives, got 'none'"):
+        tracing.register("wave", like="none")
+    tracing.register("wave", like="tanh")
+    found, wanted = (
+        lrp_jax.explain(lrp_jax.trace(lambda p, x, f=f: head(p, f(x)), HEAD, IMAGES), HEAD, IMAGES, method="full_lrp")
+        for f in (wave.bind, jnp.tanh)
+    )
+    np.testing.assert_allclose(found.relevance, wanted.relevance, rtol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("apply", "message"),
     [
