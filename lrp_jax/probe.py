@@ -119,6 +119,6 @@ _SUMS = frozenset({"add", "add_any", "sub"})
 def _computes(equation: Equation) -> bool:
     """Whether an equation computes something of the example by itself; what a loop does is looked at inside."""
     name, active = equation.primitive, [v.active for v in equation.inputs]
-    if not any(v.active for v in equation.outputs) or name in (operation.name, *MOVES):
+    if not any(v.active for v in equation.outputs) or name in (operation.name, "parted", "joined", *MOVES):
         return False
     return not equation.programs and not (name in _SUMS and sum(active) == 1 and (name != "sub" or active[0]))

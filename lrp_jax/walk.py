@@ -23,6 +23,7 @@ from lrp_jax.meshes import automatic
 from lrp_jax.model import Model, Params, ask, check_attention, depth, full_precision, outline, prepared
 from lrp_jax.rules import GRADIENT, Rules
 from lrp_jax.rules.base import PRODUCT
+from lrp_jax.rules.paired import joined, parted
 from lrp_jax.rules.readers import Read, Reader
 
 #: Up to how many values the tokens of all blocks have for products to be kept; beyond, what enters blocks alone is.
@@ -198,7 +199,12 @@ def _blocks(
     fold = links.of_attention if first >= links.start else None
 
     def step(carried: Any, each: Any) -> tuple[Any, None]:
-        (x, state), (i, of_tokens, of_attention, entering) = carried, each
+        x, state = carried
+        return again(block)((*parted(x), state), each)
+
+    def block(carried: Any, each: Any) -> tuple[Any, None]:
+        (value, link, state), (i, of_tokens, of_attention, entering) = carried, each
+        x = joined(value, link)
         if links.of_tokens is not None:
             x = Reader(links.of_tokens.read, tuple(of_tokens), given=links.of_tokens.given, left=[])(x)
         if links.apart is not None:
@@ -221,11 +227,10 @@ def _blocks(
     policy = jax.checkpoint_policies.save_only_these_names(PRODUCT) if is_small else None
     again = partial(jax.checkpoint, policy=policy, prevent_cse=False)
     if last - first > 1:
-        return jax.lax.scan(again(step), (tokens, state), (jnp.arange(first, last), *each))[0]
+        return jax.lax.scan(step, (tokens, state), (jnp.arange(first, last), *each))[0]
     i: Any = jnp.asarray(first) if links.whole else first
-    return again(lambda carried, each: step(carried, (i, *each))[0])(
-        (tokens, state), jax.tree.map(lambda x: x[0], each)
-    )
+    alone = jax.tree.map(lambda x: x[0], each)
+    return again(lambda carried, each: block(carried, (i, *each))[0])((*parted(tokens), state), alone)
 
 
 def entering(model: Model, params: Params, image: Array) -> Array:

@@ -76,6 +76,78 @@ def once(function: Operation, *arrays: Array) -> Array:
     return operation.bind(*held, name="value", ordinary=function, rules=(None,))
 
 
+# What a checkpoint keeps of copies of an example: their value once. What is sent back goes through a link beside it,
+# whose value nothing needs.
+
+
+def parted(x: Array) -> tuple[Array, Array]:
+    """A value, once for all copies of an example, and a link through which all is sent back: for :func:`joined`."""
+    value, link = _parted.bind(x)
+    return value, link
+
+
+def joined(value: Array, link: Array) -> Array:
+    """The inverse of :func:`parted`."""
+    found: Array = _joined.bind(value, link)
+    return found
+
+
+@jax.custom_jvp
+def _part(x: Array) -> tuple[Array, Array]:
+    return x, x
+
+
+@_part.defjvp
+def _part_jvp(primals: Sequence[Array], tangents: Sequence[Array]) -> tuple[Any, Any]:
+    return _part(*primals), (jnp.zeros_like(primals[0]), tangents[0])
+
+
+@jax.custom_jvp
+def _join(value: Array, link: Array) -> Array:
+    return value
+
+
+@_join.defjvp
+def _join_jvp(primals: Sequence[Array], tangents: Sequence[Array]) -> tuple[Array, Array]:
+    return _join(*primals), tangents[0] + tangents[1]
+
+
+def _parted_copies(axis: Any, arrays: Sequence[Array], axes: Sequence[int | None]) -> tuple[Any, Any]:
+    if axes[0] is None:
+        return _parted.bind(*arrays), (None, None)
+    value, link = _part(jnp.moveaxis(arrays[0], axes[0], 0))
+    return ((value[0], link), (None, 0)) if axis.name == AXIS else ((value, link), (0, 0))
+
+
+def _joined_copies(axis: Any, arrays: Sequence[Array], axes: Sequence[int | None]) -> tuple[Any, Any]:
+    if axes[0] is None and axes[1] is None:
+        return _joined.bind(*arrays), None
+    shape = (
+        axis.size,
+        *next(x.shape[:a] + x.shape[a + 1 :] for x, a in zip(arrays, axes, strict=True) if a is not None),
+    )
+    both = (
+        jnp.broadcast_to(x if a is None else jnp.moveaxis(x, a, 0), shape) for x, a in zip(arrays, axes, strict=True)
+    )
+    return _join(*both), 0
+
+
+_parted, _joined = Primitive("parted"), Primitive("joined")
+_parted.multiple_results = True
+for _primitive, _function, _copied in ((_parted, _part, _parted_copies), (_joined, _join, _joined_copies)):
+    _primitive.def_impl(_function)
+    batching.fancy_primitive_batchers[_primitive] = _copied
+    mlir.register_lowering(_primitive, mlir.lower_fun(_function, multiple_results=_primitive.multiple_results))
+_parted.def_abstract_eval(lambda x: [x, x])
+_joined.def_abstract_eval(lambda value, link: link)
+ad.primitive_jvps[_parted] = lambda primals, tangents: jax.jvp(
+    _part, primals, tuple(map(ad.instantiate_zeros, tangents))
+)
+ad.primitive_jvps[_joined] = lambda primals, tangents: jax.jvp(
+    _join, primals, tuple(map(ad.instantiate_zeros, tangents))
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Places:
     """The operations at a place."""

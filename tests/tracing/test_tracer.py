@@ -123,7 +123,7 @@ def test_a_primitive_of_ones_own_is_like_another(monkeypatch):
     jax.interpreters.batching.defvectorized(wave)
     with pytest.raises(tracing.UnsupportedError, match="wave of"):
         lrp_jax.trace(lambda p, x: head(p, wave.bind(x)), HEAD, IMAGES)
-    with pytest.raises(ValueError, match="like must be a primitive of lrp_jax.primitives, got 'none'"):
+    with pytest.raises(ValueError, match=r"like must be a primitive of lrp_jax\.primitives, got 'none'"):
         tracing.register("wave", like="none")
     tracing.register("wave", like="tanh")
     found, wanted = (
