@@ -8,6 +8,7 @@ import errno
 import importlib
 import os
 import shutil
+import stat
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator
@@ -163,6 +164,26 @@ def abandon() -> None:
     _remove_empty(list(_made))
 
 
+def regular(path: str | os.PathLike[str], called: str | None = None) -> Path:
+    """Give the path of a file that can be read to its end.
+
+    Args:
+        path: the path.
+        called: how messages name the file; None: by its path.
+
+    Raises:
+        OSError: there is no such file, or it is a folder.
+        ValueError: it is a pipe, which would be waited for, a socket or a device.
+    """
+    kind = os.stat(path).st_mode
+    name = os.fspath(path) if called is None else called
+    if stat.S_ISDIR(kind):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+    if not stat.S_ISREG(kind):
+        raise ValueError(f"{name} is a pipe, a socket or a device, expected a file.")
+    return Path(path)
+
+
 def read_text(path: str | os.PathLike[str]) -> str:
     r"""Read a text as editors and spreadsheets save it: UTF-8, with or without a mark, or UTF-16 with one.
 
@@ -174,9 +195,9 @@ def read_text(path: str | os.PathLike[str]) -> str:
 
     Raises:
         OSError: there is no such file, or it cannot be read.
-        ValueError: it is no text, or of another encoding.
+        ValueError: it is no file or no text, or of another encoding.
     """
-    data = Path(path).read_bytes()
+    data = regular(path).read_bytes()
     try:
         text = data.decode(_MARKS.get(data[:2], "utf-8-sig"))
     except UnicodeError as error:

@@ -1,15 +1,19 @@
 """Files whole or not at all, on a disk that is full."""
 
 import json
+import os
 
 import numpy as np
 import pytest
 from helpers import names
 from PIL import Image
 
+import lrp_jax
 from lrp_jax import cli
 from lrp_jax.evaluate.results import append
-from lrp_jax.files import filling, replacing, replacing_folder
+from lrp_jax.files import filling, read_text, replacing, replacing_folder
+from lrp_jax.jobs.sources import open_source
+from lrp_jax.weights.readers import read_weights
 
 DATA = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
 WRITERS = {
@@ -79,3 +83,20 @@ def test_a_command_says_it_in_one_line(tmp_path, monkeypatch, capsys, full_disk)
     assert cli.main(["export", "maps.jax"]) == 2
     assert capsys.readouterr().err == "lrp-jax: error: maps.jax: File too large\n"
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("labels.txt", read_text),
+        ("w.safetensors", lrp_jax.load),
+        ("w.bin", read_weights),
+        ("a.tar", lambda path: open_source([path])),
+        ("a.npy", lambda path: open_source([path])),
+        ("a.png", lrp_jax.read_image),
+    ],
+)
+def test_a_pipe_is_named_and_not_waited_for(tmp_path, name, read):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match=f"{name} is a pipe, a socket or a device, expected a file"):
+        read(tmp_path / name)

@@ -10,6 +10,7 @@ import jax
 
 from lrp_jax.checks import listed
 from lrp_jax.cli.arguments import check_destination, positive, value
+from lrp_jax.cli.console import say
 from lrp_jax.labels import Vocabulary, class_names_in, imagenet_classes
 from lrp_jax.weights import FAMILIES, PREPROCESSING, Conversion, convert_with_summary, save
 
@@ -93,15 +94,15 @@ def _print_summary(destination: Path, found: Conversion) -> None:
     config = found.model.config
     parameters = sum(p.size for p in jax.tree.leaves(found.params))
     rows, cols, _ = config.image_shape
-    print(f"{destination}: weights of {FAMILIES[found.family].title}, {parameters:,} parameters")
-    print(
+    say(f"{destination}: weights of {FAMILIES[found.family].title}, {parameters:,} parameters")
+    say(
         f"{config.depth} blocks of width {config.width}, {config.num_heads} heads, {rows} x {cols} pixels in "
         f"{config.grid[0]} x {config.grid[1]} patches, readout {config.readout}, {config.num_classes} classes"
     )
-    print(f"pixels: mean {config.mean}, std {config.std}, resize {config.resize}, {config.interpolation}")
+    say(f"pixels: mean {config.mean}, std {config.std}, resize {config.resize}, {config.interpolation}")
     for note in found.notes:
-        print(f"note: {note}")
+        say(f"note: {note}")
     if shared := Vocabulary(config).shared():
-        print(f"note: --target takes by index what several classes are called: {listed(shared)}")
+        say(f"note: --target takes by index what several classes are called: {listed(shared)}")
     if found.ignored:
-        print(f"ignored: {', '.join(found.ignored)}")
+        say(f"ignored: {', '.join(found.ignored)}")

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lrp_jax.cli.arguments import add_method, add_model, check_destination, positive
-from lrp_jax.cli.console import progress
+from lrp_jax.cli.console import progress, say
 from lrp_jax.cli.models import load_model
 from lrp_jax.exporting import PLATFORMS, export
 from lrp_jax.files import needs, replacing
@@ -69,11 +69,9 @@ def run(options: argparse.Namespace) -> int:
     with replacing(path) as temporary:
         temporary.write_bytes(exported.serialize())
     shape = ", ".join(map(str, preprocessing.image_shape))
-    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, for {', '.join(platforms)}")
-    print(
-        f"images: float32 [B, {shape}], pixels in [0, 1] less mean {preprocessing.mean}, over std {preprocessing.std}"
-    )
-    print(
+    say(f"{path}: {path.stat().st_size / 1e6:.1f} MB, for {', '.join(platforms)}")
+    say(f"images: float32 [B, {shape}], pixels in [0, 1] less mean {preprocessing.mean}, over std {preprocessing.std}")
+    say(
         f"use (pip install jax flatbuffers): jax.export.deserialize(open({str(path)!r}, 'rb').read()).call(images"
         f"{', targets' if options.takes_targets else ''})"
     )

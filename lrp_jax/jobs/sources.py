@@ -18,7 +18,7 @@ from PIL import Image
 
 from lrp_jax.checks import listed
 from lrp_jax.datasets import is_left_behind, pictures_in
-from lrp_jax.files import read_text
+from lrp_jax.files import read_text, regular
 from lrp_jax.pictures import (
     Bands,
     Levels,
@@ -143,7 +143,7 @@ class ArrayFile:
 
     def _loaded(self) -> np.ndarray:
         try:
-            with open(self.path, "rb") as file:
+            with regular(self.path).open("rb") as file:
                 if file.read(2) != b"PK":
                     return np.asanyarray(np.load(self.path, mmap_mode="r", allow_pickle=False))
                 file.seek(0)
@@ -249,7 +249,7 @@ class TarShards:
         """The pictures of each sample that has any, by key, and by what follows the key."""
         samples = dict[str, dict[str, Member]]()
         try:
-            with tarfile.open(path, "r:", errorlevel=2) as file:
+            with tarfile.open(regular(path), "r:", errorlevel=2) as file:
                 for entry in file:
                     file.members = []  # type: ignore[attr-defined]  # it would keep them all
                     name = PurePosixPath(entry.name)

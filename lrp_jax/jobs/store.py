@@ -82,6 +82,8 @@ class Store:
             raise ValueError("the store must be a folder or a URL, got ''.")
         if "://" not in self.out and Path(self.out).exists() and not Path(self.out).is_dir():
             raise StoreError(errno.ENOTDIR, "is a file, expected a folder for the store", self.out)
+        if any("\ud800" <= c <= "\udfff" for c in self.out):
+            raise ValueError(f"the path of the store must be UTF-8, got {self.out!r}.")
         base = self.out if "://" in self.out else {"driver": "file", "path": os.path.abspath(self.out) + "/"}
         self._base = self._done(self._ts.KvStore.open(base.rstrip("/") + "/" if isinstance(base, str) else base))
         self.about: dict[str, Any] = {}

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-import stat
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,7 +12,7 @@ from typing import IO, TypeVar
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from lrp_jax.files import needs
+from lrp_jax.files import needs, regular
 from lrp_jax.pictures.depth import Depth, Levels, PictureNote, checked_levels, depth_of, eight_bits
 
 T = TypeVar("T")
@@ -40,12 +38,7 @@ def opened_file(path: str | os.PathLike[str] | IO[bytes], called: str) -> Iterat
     if not isinstance(path, (str, os.PathLike)):
         yield path
         return
-    kind = os.stat(path).st_mode
-    if stat.S_ISDIR(kind):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), called)
-    if not stat.S_ISREG(kind):  # a pipe would be waited for
-        raise ValueError(f"{called} is a pipe, a socket or a device, expected a file.")
-    with open(path, "rb") as file:
+    with regular(path, called).open("rb") as file:
         yield file
 
 

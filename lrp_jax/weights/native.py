@@ -22,7 +22,7 @@ import safetensors
 import safetensors.numpy
 
 from lrp_jax.checks import check_model, listed
-from lrp_jax.files import DATA, plain, replacing
+from lrp_jax.files import DATA, plain, regular, replacing
 from lrp_jax.model import Params
 from lrp_jax.vit import ViT
 from lrp_jax.vit_config import ViTConfig
@@ -162,7 +162,7 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], d
         OSError: there is no such file, or it cannot be read.
         ValueError: it is damaged or of another format.
     """
-    with Path(path).open("rb") as file:
+    with regular(path).open("rb") as file:
         try:
             with safetensors.safe_open(path, framework="numpy") as checked:  # that all is there, and nothing twice
                 metadata = checked.metadata() or {}

@@ -15,7 +15,7 @@ import numpy as np
 from flax.serialization import msgpack_restore
 
 from lrp_jax.checks import listed
-from lrp_jax.files import read_text
+from lrp_jax.files import read_text, regular
 from lrp_jax.weights.folders import read_folder
 from lrp_jax.weights.native import read_tensors
 from lrp_jax.weights.pickles import read_torch_legacy, read_torch_zip
@@ -53,7 +53,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
         return read_folder(path)
     if path.name.endswith(".index.json"):
         return _read_shards(path)
-    with path.open("rb") as file:
+    with regular(path).open("rb") as file:
         start = file.read(9)
         if path.suffix.lower() == ".safetensors" or start[4:] == b"\0\0\0\0{":
             return read_tensors(path)[0]

@@ -47,6 +47,8 @@ def test_convert(tmp_path, monkeypatch, capsys):
     assert Path("vit.safetensors").read_bytes() == before
     assert cli.main([*words, "--force", "--image-size", "48", "32", "--set", "gelu=tanh"]) == 0
     assert "resampled from 4 x 4 to 6 x 4" in capsys.readouterr().out
+    assert cli.main([*words[:2], "v\x1b[31m.safetensors", *words[3:]]) == 0
+    assert r"v\x1b[31m.safetensors: weights of" in capsys.readouterr().out
     config = lrp_jax.load("vit.safetensors")[0].config
     assert (config.gelu, config.grid) == ("tanh", (6, 4))
     Path("labels.txt").write_bytes("\ufeffcrane\r\nb\r\ncrane, bird\r\ncrane\r\nb\r\n\r\n".encode())
