@@ -73,6 +73,8 @@ def trace(
         ValueError: an argument or the result is not as expected, the logits of an example depend on the rest of its
             batch, or the layout of the tokens is unclear.
     """
+    if chunk is not None and (not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 1):
+        raise ValueError(f"chunk must be a number of queries, an integer of at least 1; got {chunk!r}.")
     leaves, example = given.flattened(apply, params, images)
     structure, example_structure = jax.tree.structure(params), jax.tree.structure(images)
     explained, shapes = given.explained(images, example, explain_wrt), list(map(given.shape, leaves))

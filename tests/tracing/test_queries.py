@@ -167,6 +167,12 @@ def test_chunks_of_any_size(chunk):
     assert_same(sent(some), sent(traced(causal)))
 
 
+@pytest.mark.parametrize("chunk", [0, -1, 2.0, True])
+def test_a_chunk_is_a_number_of_queries(chunk):
+    with pytest.raises(ValueError, match=f"chunk must be a number of queries, an integer of at least 1; got {chunk}"):
+        traced(softmax, chunk)
+
+
 @pytest.mark.parametrize("method", ["transformer_attribution", "gated_lrp", "legrad"])
 def test_methods(method):
     a, b = (lrp_jax.explain(model, P, EXAMPLES, method=method) for model in (traced(biased, 3), traced(biased)))
