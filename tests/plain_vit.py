@@ -191,11 +191,10 @@ class Plain:
 
 
 def ways(seed, number):
-    """Ways to write it, each differing from the first in one respect, then random ones."""
-    found = [{}] + [{name: way} for name, ways in WAYS.items() for way in ways[1:]]
+    """Random ways to write it, in which each respect goes through all its forms, one after the other."""
     rng = np.random.default_rng(seed)
-    found += [{name: ways[rng.integers(len(ways))] for name, ways in WAYS.items()} for _ in range(number)]
-    return found
+    turns = {name: np.resize(rng.permutation(len(ways)), number) for name, ways in WAYS.items()}
+    return [{name: WAYS[name][turn[i]] for name, turn in turns.items()} for i in range(number)]
 
 
 def images(n=2, dtype=jnp.float64):

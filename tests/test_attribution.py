@@ -99,12 +99,8 @@ LINEAR = {
     "attention_gradcam": None,  # not linear in the target: compared for one-hot weights alone
     "full_lrp": {},
     "input_x_gradient": {},
-    "integrated_gradients": {"steps": 3},
-    "occlusion": {},
     "rise": {"masks": 3, "score": "logit"},
     "transformer_attribution": None,
-    "saliency": None,
-    "raw_attention": None,
 }
 
 

@@ -79,7 +79,7 @@ def test_all_patterns_together_are_everywhere():
     np.testing.assert_allclose(relevance(composite(depths + rest, "ali_lrp")), relevance("attnlrp"), rtol=1e-12)
 
 
-@pytest.mark.parametrize("method", ["transformer_attribution", "partial_lrp", "lrp_rollout", "full_lrp"])
+@pytest.mark.parametrize("method", ["transformer_attribution", "full_lrp"])
 def test_every_method_with_rules_takes_one(method):
     """And jits, batches and differentiates."""
     model, params = small_model()
