@@ -20,7 +20,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from lrp_jax.meshes import automatic
-from lrp_jax.model import Model, Params, ask, check_attention, depth, full_precision, outline, prepared
+from lrp_jax.model import Model, Params, ask, depth, full_precision, prepared
+from lrp_jax.outline import check_attention, outline
 from lrp_jax.rules import GRADIENT, Rules
 from lrp_jax.rules.base import PRODUCT
 from lrp_jax.rules.paired import joined, parted

@@ -36,7 +36,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lrp_jax.model import Model, Params, ask, check_attention, on_grid
+from lrp_jax.model import Model, Params, ask, on_grid
+from lrp_jax.outline import check_attention
 from lrp_jax.rules import RULES, Rules
 from lrp_jax.signals import Explanation
 from lrp_jax.walk import Fold

@@ -13,7 +13,8 @@ from jax import Array
 
 from lrp_jax.maps import centres, heatmaps
 from lrp_jax.methods.base import check_block, check_truths, patches, register, rollout
-from lrp_jax.model import Model, Params, ask, check_attention, check_tokens, readout
+from lrp_jax.model import Model, Params, ask, check_tokens, readout
+from lrp_jax.outline import check_attention
 from lrp_jax.rules import ALI_LRP, ATTNLRP, CP_LRP, LIBRAGRAD, Rules, with_gamma
 from lrp_jax.rules.taps import with_bias_taps, with_sum_tap
 from lrp_jax.signals import Explanation, predicted, signals_at_pixels, walk

@@ -73,33 +73,35 @@ def trace(
         ValueError: an argument or the result is not as expected, the logits of an example depend on the rest of its
             batch, or the layout of the tokens is unclear.
     """
-    if chunk is not None and (not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 1):
-        raise ValueError(f"chunk must be a number of queries, an integer of at least 1; got {chunk!r}.")
-    leaves, example = given.flattened(apply, params, images)
-    structure, example_structure = jax.tree.structure(params), jax.tree.structure(images)
-    explained, shapes = given.explained(images, example, explain_wrt), list(map(given.shape, leaves))
-    one = [jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype) for leaf in map(given.shape, example)]
-    function = _of_leaves(apply, (structure, example_structure), position)
-    jaxpr = given.hints(one, explained)(jax.make_jaxpr(function))(shapes, one)
-    batch.check(function, leaves, shapes, example, jaxpr)
-    program, place, embed = flatten(jaxpr, may_be_whole), len(leaves) + explained, None
-    if jnp.issubdtype(one[explained].dtype, jnp.integer):
+    jaxpr, parameters, explained = _jaxpr(apply, params, images, explain_wrt, position)
+    program, place, embed = flatten(jaxpr, may_be_whole), parameters + explained, None
+    if jnp.issubdtype(program.inputs[place].dtype, jnp.integer):
         embed, place = _embedding(program, program.inputs[place]), len(program.inputs) - 1
-    order, recognised = _recognised(program, place, len(leaves), channels, attention, is_image=embed is None)
-    for step, _ in recognised.walk():
-        if step.region is not None:
-            step.region.chunk = chunk
+    order, recognised = _recognised(program, place, parameters, channels, attention, chunk, is_image=embed is None)
     return Traced(
-        **_layout(recognised, place, len(leaves), grid, prefix, readout),
+        **_layout(recognised, place, parameters, grid, prefix, readout),
         program=recognised,
         embedding=embed,
-        params_structure=structure,
-        example_structure=example_structure,
+        params_structure=jax.tree.structure(params),
+        example_structure=jax.tree.structure(images),
         explained=explained,
         channels=order,
         leaving=locate(recognised, _names(params), place),
         jaxpr=jaxpr,
     )
+
+
+def _jaxpr(
+    apply: Callable[..., Any], params: Params, images: Example, explain_wrt: str | int | None, position: int | None
+) -> tuple[Any, int, int]:
+    """The jaxpr of a function of leaves, how many of its inputs are parameters, and which of the rest is explained."""
+    leaves, example = given.flattened(apply, params, images)
+    explained, shapes = given.explained(images, example, explain_wrt), list(map(given.shape, leaves))
+    one = [jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype) for leaf in map(given.shape, example)]
+    function = _of_leaves(apply, (jax.tree.structure(params), jax.tree.structure(images)), position)
+    jaxpr = given.hints(one, explained)(jax.make_jaxpr(function))(shapes, one)
+    batch.check(function, leaves, shapes, example, jaxpr)
+    return jaxpr, len(leaves), explained
 
 
 def _of_leaves(
@@ -128,6 +130,7 @@ def _recognised(
     params: int,
     channels: str | None,
     attention: Sequence[str] | None,
+    chunk: int | None,
     *,
     is_image: bool,
 ) -> tuple[str | None, Recognised]:
@@ -135,6 +138,8 @@ def _recognised(
 
     Images are taken channels last from here on. The parameters are the first inputs, and the example is at a place.
     """
+    if chunk is not None and (not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 1):
+        raise ValueError(f"chunk must be a number of queries, an integer of at least 1; got {chunk!r}.")
     image = program.inputs[place]
     has_channels = is_image and len(image.shape) == 4
     if channels is not None and not (has_channels and channels in orders.ORDERS):
@@ -176,6 +181,9 @@ def _recognised(
     recognised = recognise(program, {example} if is_image else set(), unknown)
     if unknown:
         raise UnsupportedError(_unsupported(unknown))
+    for step, _ in recognised.walk():
+        if step.region is not None:
+            step.region.chunk = chunk
     return order, recognised
 
 
