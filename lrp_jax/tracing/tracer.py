@@ -181,10 +181,15 @@ def _recognised(
     recognised = recognise(program, {example} if is_image else set(), unknown)
     if unknown:
         raise UnsupportedError(_unsupported(unknown))
-    for step, _ in recognised.walk():
+    _set_chunk(recognised, chunk)
+    return order, recognised
+
+
+def _set_chunk(program: Recognised, chunk: int | None) -> None:
+    """Say how many queries of each attention are computed at once."""
+    for step, _ in program.walk():
         if step.region is not None:
             step.region.chunk = chunk
-    return order, recognised
 
 
 def _tell(program: Program, lines: Sequence[str]) -> None:
