@@ -134,6 +134,8 @@ def convert_with_summary(
     arrays = _unscanned(found.arrays)
     notes = found.notes
     weights, ignored = _translate(FAMILIES[family], arrays)
+    if key is None:
+        _check_head(weights, found)
     _widen(weights, notes)
     preset = preprocessing or next(name for names, name in FAMILIES[family].preprocessing if names <= weights.keys())
     _bring_into_form(weights)
@@ -172,6 +174,24 @@ def _check_others(family: Family, others: Mapping[str, Any]) -> None:
         if any(re.fullmatch(pattern, name) for pattern, _ in family.names):
             kind = leaf.origin if isinstance(leaf, Placeholder) else type(leaf).__name__
             raise ValueError(f"{name} is a {kind}, which is not read: weights must be arrays.")
+
+
+#: Names of classifiers; not of what self-supervised training projects features by.
+_CLASSIFIERS = (
+    r"(?:.*[._/])?(?:\w*head\w*|classifier|fc|linear\w*|logits?|probe)[._/](?!mlp|last_layer|proj)(?:.*[._/])?\w+"
+)
+
+
+def _check_head(weights: Weights, found: Found) -> None:
+    """Refuse a model without a head beside which one stands: its features would be explained as classes."""
+    heads = [name for name in found.beside if re.fullmatch(_CLASSIFIERS, name)]
+    if heads and not {"head.weight", "distilled_head.weight"} & weights.keys():
+        wrapped = found.prefix.rstrip("./")
+        raise ValueError(
+            f"the weights under {wrapped!r} have no head, and one stands beside them, {listed(sorted(heads), 4)}: give "
+            f"the head's arrays the names that such a model has ({wrapped}.head.weight, as timm's). key={wrapped!r} "
+            f"(--key {wrapped}) takes the features alone, without classes."
+        )
 
 
 def _unscanned(arrays: Weights) -> Weights:

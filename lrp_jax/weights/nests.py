@@ -35,12 +35,14 @@ class Found(NamedTuple):
         others: what stands beside them under the same prefix and is no array, likewise; None, for no array, aside.
         prefix: what that is.
         notes: what was chosen and left aside, a sentence each.
+        beside: the names of arrays that stand beside what is wrapped, as a head beside a backbone.
     """
 
     arrays: dict[str, np.ndarray]
     others: dict[str, Any]
     prefix: str
     notes: list[str]
+    beside: list[str]
 
 
 def flatten(tree: Mapping[Any, Any]) -> dict[str, Any]:
@@ -158,8 +160,9 @@ def find(tree: Mapping[Any, Any], signs: Iterable[str], key: str | None = None) 
             arrays[short] = array
         elif leaf is not None:
             others[short] = leaf
-    notes = _notes(leaves, prefix, [p for p in chosen if p != prefix and not _rank(p)[0]])
-    return Found(arrays, others, prefix, notes)
+    rivals = [p for p in chosen if p != prefix and not _rank(p)[0]]
+    beside = _beside(leaves, prefix, rivals)
+    return Found(arrays, others, prefix, _notes(prefix, rivals, beside), beside)
 
 
 def as_array(leaf: Any) -> np.ndarray | None:
@@ -202,9 +205,18 @@ def _rank(prefix: str) -> tuple[bool, bool]:
     return bool(words & _OF_OPTIMISERS), bool(words & _SECOND)
 
 
-def _notes(leaves: Mapping[str, Any], prefix: str, others: list[str]) -> list[str]:
+def _beside(leaves: Mapping[str, Any], prefix: str, others: list[str]) -> list[str]:
     nest, _, wrapper = prefix.rpartition("/")
-    notes = []
+    beside = nest + "/" if nest else ""
+    return [
+        name.removeprefix(beside)
+        for name, leaf in leaves.items()
+        if wrapper and name.startswith(beside) and not name.startswith((prefix, *others)) and as_array(leaf) is not None
+    ]
+
+
+def _notes(prefix: str, others: list[str], left: list[str]) -> list[str]:
+    wrapper, notes = prefix.rpartition("/")[2], []
     if others:
         notes.append(
             f"the weights under {_shown(prefix)} are taken, there are others under "
@@ -212,12 +224,6 @@ def _notes(leaves: Mapping[str, Any], prefix: str, others: list[str]) -> list[st
         )
     elif wrapper:
         notes.append(f"the names of the weights begin with {wrapper!r}, which is left out")
-    beside = nest + "/" if nest else ""
-    left = [
-        name.removeprefix(beside)
-        for name, leaf in leaves.items()
-        if wrapper and name.startswith(beside) and not name.startswith((prefix, *others)) and as_array(leaf) is not None
-    ]
     if left:
         notes.append(f"{len(left)} arrays beside these weights are left aside: {listed(left, 5)}")
     return notes

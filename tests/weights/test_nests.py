@@ -261,3 +261,27 @@ def test_hugging_face_in_flax(tmp_path, name):
     (tmp_path / "flax_model.msgpack").write_bytes(flax.serialization.msgpack_serialize(tree))
     found = lrp_jax.convert(tmp_path / "flax_model.msgpack", **fields)
     chex.assert_trees_all_equal(found[1], lrp_jax.convert(weights, **fields)[1])
+
+
+@pytest.mark.parametrize(
+    ("beside", "named"),
+    [
+        ({"linear_head.weight": np.ones((5, 64)), "linear_head.bias": np.ones(5)}, "linear_head.bias"),
+        ({"classifier.0.weight": np.ones((5, 32)), "classifier.2.weight": np.ones((5, 5))}, r"classifier\.0\.weight"),
+        ({"head.weight": np.ones((5, 32)), "head.bias": np.ones(5)}, r"head\.bias, head\.weight"),
+        ({"fc.weight": np.ones((5, 32))}, r"fc\.weight"),
+    ],
+)
+def test_a_head_beside_a_backbone_is_not_left_aside(beside, named):
+    """Its features would be explained as classes."""
+    with np.load(PARITY / "timm-vit_base_patch16_224.npz") as file:
+        weights = {k.removeprefix("weights/"): v for k, v in file.items() if k.startswith("weights/")}
+    tree = {f"backbone.{name}": array for name, array in weights.items() if not name.startswith("head.")} | beside
+    with pytest.raises(
+        ValueError, match=f"'backbone' have no head, and one stands beside them, .*{named}.*key='backbone'"
+    ):
+        lrp_jax.convert(tree, num_heads=4)
+    model, _ = lrp_jax.convert(tree, num_heads=4, key="backbone")
+    assert model.config.num_classes == model.config.width
+    projected = {name: array for name, array in tree.items() if name not in beside} | {"head.mlp.0.weight": np.ones(3)}
+    assert lrp_jax.convert(projected, num_heads=4)[0].config.num_classes == model.config.width
