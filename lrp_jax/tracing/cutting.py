@@ -19,6 +19,7 @@ from lrp_jax.primitives import ALIKE
 from lrp_jax.program import Equation, Program, Variable, flatten, prune
 from lrp_jax.tracing import products
 from lrp_jax.tracing.axes import HANDLERS
+from lrp_jax.tracing.precision import compute
 from lrp_jax.tracing.rows import CoupledError, Rows, State, States, Walk
 
 #: Parameters of primitives that are shapes: of what an equation gives, or of what is taken from its first input.
@@ -45,13 +46,13 @@ class Cut:
         equations: in order, each with what it reads from outside as variables of its own.
         outside: these variables, and those of the program that they stand for.
         rows: where the queries are, of all that has an axis of them.
-        output: what the region gives.
+        outputs: what the region gives.
     """
 
     equations: list[Equation]
     outside: dict[Variable, Variable]
     rows: dict[Variable, Rows]
-    output: Variable
+    outputs: list[Variable]
 
     def of(self, size: int, queries: int) -> tuple[Program, dict[Variable, Variable]]:
         """The program of some queries, and its variables by those of all queries.
@@ -81,7 +82,7 @@ class Cut:
                 made.exact = _resized(equation, made, equation.exact, states, (size, queries), own=True)
             made.params = equation.params | _changed(equation, made)
             equations.append(made)
-        program = Program([of(v) for v in self.outside], [of(self.output)], equations)
+        program = Program([of(v) for v in self.outside], [of(v) for v in self.outputs], equations)
         prune(program)
         return program, fewer
 
@@ -149,7 +150,7 @@ class _Queries(Walk):
             raise CoupledError(equations[-1])
         read = {v for equation in done for v in equation.inputs}
         outside = {v: outer for v, outer in self.given.items() if v in read}
-        return Cut(done, outside, self.rows, output)
+        return Cut(done, outside, self.rows, [output])
 
     def stands_for(self, outer: Variable) -> Variable:
         """A variable of the region for one that it reads; numbers stand for themselves."""
@@ -179,12 +180,8 @@ class _Queries(Walk):
             return self.rows.get(variable, rows) == rows
         outer = self.given.get(variable)
         maker = self.maker.get(variable) if outer is None else self.makers.get(outer)
-        if (
-            maker is not None
-            and not maker.outputs[0].active
-            and maker.primitive in {*ALIKE, "broadcast_in_dim"}
-            and not maker.inner
-        ):
+        is_cheap = maker is not None and (maker.primitive == "broadcast_in_dim" or maker.primitive in ALIKE)
+        if maker is not None and is_cheap and not maker.outputs[0].active and not maker.inner:
             inputs = maker.inputs if outer is None else tuple(map(self.stands_for, maker.inputs))
             if all(self._is_cut(maker, v, rows) for v in inputs):
                 if outer is not None:
@@ -269,14 +266,6 @@ def _fewer(
     for variable, state in zip(program.inputs, states, strict=True):
         walk.put(variable, state)
     walk.run(program)
-    whole = Cut(program.equations, {v: v for v in program.inputs}, walk.rows, program.outputs[0])
-    fewer, of = whole.of(size, queries)
-
-    def call(*values: Array) -> list[Array]:
-        known = dict(zip(fewer.inputs, values, strict=True))
-        for equation in fewer.equations:
-            read = [v.constant if v.constant is not None else known[v] for v in equation.inputs]
-            known |= zip(equation.outputs, equation.call(*read), strict=True)
-        return [v.constant if v.constant is not None else known[of[v]] for v in program.outputs]
-
-    return call
+    whole = Cut(program.equations, {v: v for v in program.inputs}, walk.rows, program.outputs)
+    fewer, _ = whole.of(size, queries)
+    return lambda *values: compute(fewer, values)

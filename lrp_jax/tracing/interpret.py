@@ -134,11 +134,11 @@ def run_steps(
     for step in steps:
         if step.operation is None and all(v in known for v in step.outputs):
             continue
-        region = step.region if points is None else None
+        region = None if points is not None and points.added else step.region
         if region is not None and region.is_cut:
             if step is region.steps[-1]:
                 (output,) = step.outputs
-                known[output] = region.run(rules, known, partial(_some, turn))
+                known[output] = region.run(rules, known, partial(run, turn=turn))
             passed += sites_of(step)
             continue
         inputs = [read(v, known) for v in step.inputs]
@@ -169,13 +169,6 @@ def by_operation(step: Step, rules: Rules, inputs: Sequence[Any]) -> Sequence[An
     results = typed(step.outputs, found if isinstance(found, (list, tuple)) else [found])
     is_low = rules.rounds and any(equation.exact is not None for equation in step.equations)
     return values_of(step, inputs, results) if is_low else results
-
-
-def _some(turn: Turn, program: Recognised, rules: Rules, values: list[Any]) -> list[Any]:
-    """What a program of some queries gives."""
-    known = dict(zip(program.inputs, values, strict=True))
-    run_steps(program.steps, rules, known, turn)
-    return [read(v, known) for v in program.outputs]
 
 
 def _branch(branch: Recognised, step: Choice, rules: Rules, turn: Turn, *given: Any) -> list[Any]:

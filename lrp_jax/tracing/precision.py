@@ -146,6 +146,16 @@ def _run(function: Callable[..., Any], own: Sequence[Any], values: Sequence[Arra
     program = flatten(jax.make_jaxpr(function)(*own), lambda primitives: False)
     activate(program, [True] * len(own))
     lift(program, dtype)
+    return compute(program, values)
+
+
+def compute(program: Program, values: Sequence[Array]) -> list[Array]:
+    """What a program gives, equation by equation.
+
+    Args:
+        program: the program.
+        values: of its inputs.
+    """
     known = dict(zip(program.inputs, values, strict=True))
 
     def read(variable: Variable) -> Any:

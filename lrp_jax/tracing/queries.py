@@ -119,9 +119,8 @@ class Region:
                 numbers[inner] = self.numbers[outer][tuple(slice(n) for n in inner.shape)]
         found = self.recognise(program, numbers)
         some, whole = ([s for s in steps if s.operation is not None] for steps in (found.steps, self.steps))
-        if [(type(s), s.operation and s.operation.name) for s in some] != [
-            (type(s), s.operation and s.operation.name) for s in whole
-        ]:
+        of_some, of_whole = ([s.operation and s.operation.name for s in steps] for steps in (some, whole))
+        if of_some != of_whole:
             raise CoupledError(self.equations[-1])
         for step, of_all in zip(some, whole, strict=True):
             step.place = of_all.place
@@ -157,6 +156,6 @@ class Region:
             self.size,
             width=self.width,
             axes=[rows[v].axis for v in outside if v in rows],
-            axis=rows[self.cut.output].axis,
+            axis=rows[self.cut.outputs[0]].axis,
             first=0 if site.rows is None else site.rows[0],
         )
