@@ -14,49 +14,49 @@ ELEMENTWISE = {
     *("log1p", "logistic", "max", "min", "mul", "neg", "pow", "rsqrt", "sin", "sinh", "sqrt", "square", "sub"),
     *("tan", "tanh"),
 }
-#: Of arrays of one shape, each value by those at its place.
-ALIKE = ELEMENTWISE | {
-    *("convert_element_type", "copy", "copy_p", "layout_constraint", "mesh_cast", "name", "pcast", "pvary"),
-    *("reduce_precision", "reshard", "select_n", "sharding_constraint", "stop_gradient", "sign", "floor", "ceil"),
-    *("round", "is_finite", "eq", "ne", "lt", "le", "gt", "ge", "eq_to", "lt_to", "le_to", "and", "or", "not", "xor"),
-    *("nextafter", "rem", "real", "imag", "complex", "conj", "shift_left", "shift_right_logical"),
-    *("shift_right_arithmetic", "population_count", "clz", "bessel_i0e", "bessel_i1e", "igamma", "igammac"),
-    *("igamma_grad_a", "polygamma", "zeta", "regularized_incomplete_beta", "random_gamma", "random_fold_in"),
-    "threefry2x32",
+#: Rounds to another precision.
+CASTS = {"convert_element_type", "reduce_precision"}
+#: Leaves values where they are, and what they are but for rounding.
+KEEPS = {
+    *CASTS,
+    *("copy", "copy_p", "layout_constraint", "mesh_cast", "name", "pcast", "pvary", "reshard", "sharding_constraint"),
+}
+#: Takes a part of an array.
+SELECTIONS = {"dynamic_slice", "gather", "slice", "split", "squeeze", "unstack"}
+#: Takes a value to another place along an axis.
+DISPLACING = {
+    *(SELECTIONS - {"squeeze"}),
+    *("concatenate", "dynamic_update_slice", "pad", "rev", "scatter", "stack", "tile", "transpose"),
 }
 #: Moves, or chooses, values.
 MOVES = {
-    *("broadcast_in_dim", "concatenate", "convert_element_type", "copy", "copy_p", "dynamic_slice"),
-    *("dynamic_update_slice", "expand_dims", "gather", "layout_constraint", "mesh_cast", "name"),
-    *("optimization_barrier", "pad", "pcast", "pvary", "reduce_precision", "reshape", "reshard", "rev", "scatter"),
-    *("select_n", "sharding_constraint", "slice", "split", "squeeze", "stack", "tile", "transpose", "unstack"),
+    *KEEPS,
+    *DISPLACING,
+    *("broadcast_in_dim", "expand_dims", "optimization_barrier", "reshape", "select_n", "squeeze"),
 }
-#: Of these, leaves values where they are, and what they are but for rounding.
-KEEPS = {
-    *("convert_element_type", "copy", "copy_p", "layout_constraint", "mesh_cast", "name", "pcast", "pvary"),
-    *("reduce_precision", "reshard", "sharding_constraint"),
-}
-#: Rounds to another precision.
-CASTS = {"convert_element_type", "reduce_precision"}
-#: Takes a value to another place along an axis.
-DISPLACING = {
-    *("concatenate", "dynamic_slice", "dynamic_update_slice", "gather", "pad", "rev", "scatter", "slice", "split"),
-    *("stack", "tile", "transpose", "unstack"),
+#: Rounds to whole numbers.
+ROUNDINGS = {"round", "floor", "ceil", "sign"}
+#: Of arrays of one shape, each value by those at its place.
+ALIKE = {
+    *ELEMENTWISE,
+    *KEEPS,
+    *ROUNDINGS,
+    *("select_n", "stop_gradient", "is_finite", "eq", "ne", "lt", "le", "gt", "ge", "eq_to", "lt_to", "le_to"),
+    *("and", "or", "not", "xor", "nextafter", "rem", "real", "imag", "complex", "conj", "shift_left"),
+    *("shift_right_logical", "shift_right_arithmetic", "population_count", "clz", "bessel_i0e", "bessel_i1e"),
+    *("igamma", "igammac", "igamma_grad_a", "polygamma", "zeta", "regularized_incomplete_beta", "random_gamma"),
+    *("random_fold_in", "threefry2x32"),
 }
 #: Puts values of one array in another order, or leaves some out.
 REORDERING = {"rev", "transpose", "gather", "slice", "concatenate", "dynamic_slice", "sort", "top_k"}
-#: Takes a part of an array.
-SELECTIONS = {"dynamic_slice", "gather", "slice", "split", "squeeze", "unstack"}
 #: Sums, or the largest or smallest, along axes.
 REDUCTIONS = {"reduce_sum", "reduce_max", "reduce_min"}
 #: Adds two values.
 ADDITIONS = {"add", "add_any"}
 #: Scales and shifts, by what is constant.
-AFFINE = {"add", "add_any", "sub", "mul", "div", "neg"}
+AFFINE = ADDITIONS | {"sub", "mul", "div", "neg"}
 #: Leaves a rounded value, but for a scale and a shift.
 SHIFTS = {"add", "sub", "mul", "div", "neg", "max", "min", "clamp"}
-#: Rounds to whole numbers.
-ROUNDINGS = {"round", "floor", "ceil", "sign"}
 #: Chooses, or stops the derivative at the user's wish.
 ENDS = {"stop_gradient", "eq", "ne", "lt", "le", "gt", "ge", "argmax", "argmin", "is_finite"}
 #: Has no derivative.

@@ -76,6 +76,82 @@ def once(function: Operation, *arrays: Array) -> Array:
     return operation.bind(*held, name="value", ordinary=function, rules=(None,))
 
 
+@dataclasses.dataclass(frozen=True)
+class _Places:
+    """The operations at a place."""
+
+    sets: tuple[Rules, ...]
+    tag: str
+
+    def __call__(self, **place: Any) -> Rules:
+        return operations([rules.at(**place) for rules in self.sets], self.tag)
+
+
+#: The primitive that operations are. Parameters: ``name``, the member of :class:`Rules`, after a tag; ``ordinary``, its
+#: operation in :data:`GRADIENT`; ``rules``, those of the sets, None for the ordinary one; both as functions of arrays.
+operation = Primitive("operation")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Bound:
+    """An operation of some sets: equal where they are."""
+
+    name: str
+    rules: tuple[Operation, ...]
+    tag: str
+
+    def __call__(self, *arguments: Any, **options: Any) -> Array:
+        ordinary = getattr(GRADIENT, self.name)
+        return operation.bind(
+            *(argument for argument in arguments if isinstance(argument, Array)),
+            name=self.tag + self.name,
+            ordinary=of_arrays(ordinary, arguments, options),
+            rules=tuple(None if rule is ordinary else of_arrays(rule, arguments, options) for rule in self.rules),
+        )
+
+
+def _ordinary(*arrays: Array, name: str, ordinary: Operation, rules: tuple[Operation | None, ...]) -> Array:
+    return ordinary(*arrays)
+
+
+def _differentiated(primals: Sequence[Array], tangents: Sequence[Any], **parameters: Any) -> tuple[Array, Array]:
+    return _pushed(partial(_ordinary, **parameters), primals, tangents)
+
+
+def _pushed(function: Callable[..., Any], primals: Sequence[Array], tangents: Sequence[Any]) -> tuple[Any, Any]:
+    return jax.jvp(function, tuple(primals), tuple(map(ad.instantiate_zeros, tangents)))
+
+
+def _batched(axis: Any, arrays: Sequence[Array], axes: Sequence[int | None], **parameters: Any) -> tuple[Array, Any]:
+    if all(a is None for a in axes):
+        return operation.bind(*arrays, **parameters), None
+    name, ordinary, rules = (parameters[key] for key in ("name", "ordinary", "rules"))
+    if axis.name == AXIS:
+        arrays = [x if a is None else jnp.moveaxis(x, a, 0) for x, a in zip(arrays, axes, strict=True)]
+        rules = rules if len(rules) == axis.size else rules * axis.size  # of :func:`once`
+        return _carry(ordinary, rules, tuple(a is not None for a in axes), *arrays), 0
+
+    if not rules:  # the probe of lrp_jax.model
+        raise ValueError(
+            f"the model applies rules.{name} under a jax.vmap, where its relevance would be wrong: operations take "
+            "leading axes of their own accord, so apply it once to the whole array."
+        )
+
+    # An axis of the caller's, as of many models' parameters.
+    def over_axis(function: Operation) -> Operation:
+        return jax.vmap(function, in_axes=tuple(axes))
+
+    rules = tuple(rule and over_axis(rule) for rule in rules)
+    return operation.bind(*arrays, name=name, ordinary=over_axis(ordinary), rules=rules), 0
+
+
+operation.def_impl(_ordinary)
+operation.def_abstract_eval(lambda *avals, **parameters: _shaped(partial(_ordinary, **parameters), *avals))
+mlir.register_lowering(operation, mlir.lower_fun(_ordinary, multiple_results=False))
+ad.primitive_jvps[operation] = _differentiated
+batching.fancy_primitive_batchers[operation] = _batched
+
+
 # What a checkpoint keeps of copies of an example: their value once. What is sent back goes through a link beside it,
 # whose value nothing needs.
 
@@ -122,6 +198,7 @@ def _parted_copies(axis: Any, arrays: Sequence[Array], axes: Sequence[int | None
 def _joined_copies(axis: Any, arrays: Sequence[Array], axes: Sequence[int | None]) -> tuple[Any, Any]:
     if axes[0] is None and axes[1] is None:
         return _joined.bind(*arrays), None
+    # Both get the axis: under a checkpoint, JAX (to 0.12) gives a value without, whose tangent has one, another shape.
     shape = (
         axis.size,
         *next(x.shape[:a] + x.shape[a + 1 :] for x, a in zip(arrays, axes, strict=True) if a is not None),
@@ -138,87 +215,9 @@ for _primitive, _function, _copied in ((_parted, _part, _parted_copies), (_joine
     _primitive.def_impl(_function)
     batching.fancy_primitive_batchers[_primitive] = _copied
     mlir.register_lowering(_primitive, mlir.lower_fun(_function, multiple_results=_primitive.multiple_results))
+    ad.primitive_jvps[_primitive] = partial(_pushed, _function)
 _parted.def_abstract_eval(lambda x: [x, x])
 _joined.def_abstract_eval(lambda value, link: link)
-ad.primitive_jvps[_parted] = lambda primals, tangents: jax.jvp(
-    _part, primals, tuple(map(ad.instantiate_zeros, tangents))
-)
-ad.primitive_jvps[_joined] = lambda primals, tangents: jax.jvp(
-    _join, primals, tuple(map(ad.instantiate_zeros, tangents))
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Places:
-    """The operations at a place."""
-
-    sets: tuple[Rules, ...]
-    tag: str
-
-    def __call__(self, **place: Any) -> Rules:
-        return operations([rules.at(**place) for rules in self.sets], self.tag)
-
-
-#: The primitive that operations are. Parameters: ``name``, the member of :class:`Rules`, after a tag; ``ordinary``, its
-#: operation in :data:`GRADIENT`; ``rules``, those of the sets, None for the ordinary one; both as functions of arrays.
-operation = Primitive("operation")
-
-
-@dataclasses.dataclass(frozen=True)
-class _Bound:
-    """An operation of some sets: equal where they are."""
-
-    name: str
-    rules: tuple[Operation, ...]
-    tag: str
-
-    def __call__(self, *arguments: Any, **options: Any) -> Array:
-        ordinary = getattr(GRADIENT, self.name)
-        return operation.bind(
-            *(argument for argument in arguments if isinstance(argument, Array)),
-            name=self.tag + self.name,
-            ordinary=of_arrays(ordinary, arguments, options),
-            rules=tuple(None if rule is ordinary else of_arrays(rule, arguments, options) for rule in self.rules),
-        )
-
-
-def _ordinary(*arrays: Array, name: str, ordinary: Operation, rules: tuple[Operation | None, ...]) -> Array:
-    return ordinary(*arrays)
-
-
-def _differentiated(primals: Sequence[Array], tangents: Sequence[Any], **parameters: Any) -> tuple[Array, Array]:
-    function = partial(_ordinary, **parameters)
-    return jax.jvp(function, tuple(primals), tuple(map(ad.instantiate_zeros, tangents)))
-
-
-def _batched(axis: Any, arrays: Sequence[Array], axes: Sequence[int | None], **parameters: Any) -> tuple[Array, Any]:
-    if all(a is None for a in axes):
-        return operation.bind(*arrays, **parameters), None
-    name, ordinary, rules = (parameters[key] for key in ("name", "ordinary", "rules"))
-    if axis.name == AXIS:
-        arrays = [x if a is None else jnp.moveaxis(x, a, 0) for x, a in zip(arrays, axes, strict=True)]
-        rules = rules if len(rules) == axis.size else rules * axis.size  # of :func:`once`
-        return _carry(ordinary, rules, tuple(a is not None for a in axes), *arrays), 0
-
-    if not rules:  # the probe of lrp_jax.model
-        raise ValueError(
-            f"the model applies rules.{name} under a jax.vmap, where its relevance would be wrong: operations take "
-            "leading axes of their own accord, so apply it once to the whole array."
-        )
-
-    # An axis of the caller's, as of many models' parameters.
-    def over_axis(function: Operation) -> Operation:
-        return jax.vmap(function, in_axes=tuple(axes))
-
-    rules = tuple(rule and over_axis(rule) for rule in rules)
-    return operation.bind(*arrays, name=name, ordinary=over_axis(ordinary), rules=rules), 0
-
-
-operation.def_impl(_ordinary)
-operation.def_abstract_eval(lambda *avals, **parameters: _shaped(partial(_ordinary, **parameters), *avals))
-mlir.register_lowering(operation, mlir.lower_fun(_ordinary, multiple_results=False))
-ad.primitive_jvps[operation] = _differentiated
-batching.fancy_primitive_batchers[operation] = _batched
 
 
 def _shaped(function: Operation, *avals: Any) -> Any:

@@ -61,7 +61,7 @@ def _opened(equation: Equation) -> list[Equation]:
 
 def is_local(equation: Equation) -> bool:
     """Whether an equation may be inside of a unit."""
-    return equation.primitive in ELEMENTWISE | MOVES | REDUCTIONS or is_whole(equation)
+    return any(equation.primitive in group for group in (ELEMENTWISE, MOVES, REDUCTIONS)) or is_whole(equation)
 
 
 def is_whole(equation: Equation) -> bool:
